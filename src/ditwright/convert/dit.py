@@ -1,0 +1,74 @@
+"""The original DiT layout (facebookresearch/DiT, and SiT's of the same names)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..model.config import DiTConfig, Stage
+from ..model.presets import SIZES
+from ..nn.position import sincos
+from ..nn.tokens import grid_positions
+from .rules import Rule, State
+
+
+def halves(tensor: Tensor) -> tuple[Tensor, ...]:
+    """One regression of six vectors -> three for attention, three for the MLP; both orders are shift, scale, gate."""
+    return tensor.chunk(2)
+
+
+RULES: list[Rule] = [
+    (r"pos_embed",                             None,                                                        None),
+    (r"x_embedder\.proj\.weight",              r"patchify.proj.weight",                      lambda w: w.flatten(1)),
+    (r"x_embedder\.proj\.bias",                r"patchify.proj.bias",                                        None),
+    (r"t_embedder\.mlp\.([02])\.(weight|bias)", r"time.mlp.\1.\2",                                           None),
+    (r"y_embedder\.embedding_table\.weight",   r"vectors.label.table.weight",                                None),
+    (r"blocks\.(\d+)\.attn\.(qkv|proj)\.(weight|bias)",  r"blocks.\1.attn.x.\2.\3",                          None),
+    (r"blocks\.(\d+)\.mlp\.(fc[12])\.(weight|bias)",     r"blocks.\1.mlp.x.\2.\3",                           None),
+    (r"blocks\.(\d+)\.adaLN_modulation\.1\.(weight|bias)",
+     (r"blocks.\1.attn.x.mod.lin.\2", r"blocks.\1.mlp.x.mod.lin.\2"),                                      halves),
+    (r"final_layer\.linear\.(weight|bias)",    r"head.proj.\1",                                              None),
+    (r"final_layer\.adaLN_modulation\.1\.(weight|bias)", r"head.mod.lin.\1",                                 None),
+]  # fmt: skip
+
+
+def infer(state: State, heads: int | None = None) -> DiTConfig:
+    """The network that a state dict belongs to. The number of heads is not in the weights: the paper's, or `heads`."""
+
+    def shape(key: str) -> torch.Size:
+        if key not in state:
+            raise UserError(f"a DiT checkpoint needs the key {key!r}; this one starts with {sorted(state)[:3]}")
+        return state[key].shape
+
+    if len(shape("x_embedder.proj.weight")) != 4 or len(shape("y_embedder.embedding_table.weight")) != 2:
+        raise UserError("'x_embedder.proj.weight' must have 4 axes and 'y_embedder.embedding_table.weight' 2")
+    width, channels, *patch = shape("x_embedder.proj.weight")
+    numbers = {int(key.split(".")[1]) for key in state if key.startswith("blocks.") and key.split(".")[1].isdecimal()}
+    if numbers != set(range(len(numbers))) or not numbers:
+        raise UserError(f"the checkpoint's blocks are not numbered 0, 1, 2 ...: {sorted(numbers)[:5]}")
+    known = {w: h for _, w, h in SIZES.values()}
+    if heads is None and width not in known:
+        raise UserError(f"a checkpoint does not say how many heads it has; width {width} is not the paper's: pass heads=")
+    return DiTConfig(
+        width=width,
+        heads=heads or known[width],
+        stages=(Stage(len(numbers)),),
+        patch=tuple(patch),
+        channels=channels,
+        out_channels=shape("final_layer.linear.bias")[0] // math.prod(patch),
+        num_classes=shape("y_embedder.embedding_table.weight")[0] - 1,
+        mlp_ratio=shape("blocks.0.mlp.fc1.weight")[0] / width,
+    )
+
+
+def check_positions(state: State, config: DiTConfig) -> None:
+    """The stored table is dropped, because it is computed; but only if it is the one that we compute."""
+    if (stored := state.get("pos_embed")) is None:
+        return
+    side = math.isqrt(stored.shape[1])
+    ours = sincos(grid_positions((side, side)), config.width, config.sincos)
+    if ours.shape != stored.shape or (ours - stored.float()).abs().max() > 1e-4:
+        raise UserError("'pos_embed' is not the sin-cos table of a square grid; this checkpoint is not an original DiT's")

@@ -1,0 +1,41 @@
+"""Foreign weights in one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..diffusion.config import ProcessConfig
+from ..diffusion.process import Denoiser, process_from
+from ..errors import UserError, lookup
+from ..model.dit import DiT
+from . import dit
+from .rules import State, load_strictly, read_state, rename
+
+FAMILIES = {"dit": dit}
+
+
+def load(path_or_state_dict: str | Path | State, *, family: str = "dit", heads: int | None = None) -> Denoiser:
+    """A denoiser from original-layout weights, in eval mode and float32.
+
+    `path_or_state_dict`: a `.safetensors` or `.pt` file (plain, or {"model", "ema", ...}: the EMA is taken), or the
+    state dict itself. `heads`: needed where the width is none of the paper's. UserError names the key that is unknown,
+    missing or misshapen.
+    """
+    table = lookup("family", family, FAMILIES)
+    is_state = isinstance(path_or_state_dict, dict)
+    state = dict(path_or_state_dict) if is_state else read_state(path_or_state_dict)
+    config = table.infer(state, heads)
+    learned_var = config.out_channels == 2 * config.channels
+    if not learned_var and config.out_channels != config.channels:
+        raise UserError(
+            f"'final_layer.linear' gives {config.out_channels} channels; the input has {config.channels}: "
+            "expected as many, or twice as many where the variance is learned"
+        )
+    renamed = {name: tensor.float() for name, tensor in rename(state, table.RULES).items()}
+    table.check_positions(state, config)
+    with torch.device("meta"):
+        net = DiT(config)
+    load_strictly(net.to_empty(device="cpu"), renamed)
+    return Denoiser(net, process_from(ProcessConfig("ddpm", "noise", learned_var=learned_var))).eval()

@@ -1,0 +1,71 @@
+"""Choices of the diffusion calculus as plain data. No torch here, so that the command line starts at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """Names of a path and a target, and their knobs; `process_from` makes the objects."""
+
+    path: str = "linear"  # PATHS
+    target: str = "velocity"  # TARGETS
+    steps: int = 1000  # of a DDPM table
+    sigma_data: float = 0.5  # of the edm target
+    learned_var: bool = False
+    span: tuple[float, float] | None = None  # times at which the network is asked: (low, high]; None: the path's
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"process.steps must be at least 1; got {self.steps}")
+        if self.sigma_data <= 0:
+            raise UserError(f"process.sigma_data must be above 0; got {self.sigma_data:g}")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised; `objective_from` makes the loss."""
+
+    times: str = "uniform"  # TIMES
+    mean: float = 0.0  # of logit-normal and log-normal times
+    std: float = 1.0
+    shift: float = 1.0  # above 1: more noise (Esser et al. 2024, eq. 23)
+    weight: str = "uniform"  # WEIGHTS
+    gamma: float = 5.0  # of min-snr
+    importance: bool = False  # draw DDPM steps by the second moment of their loss (Nichol & Dhariwal 2021, Sec. 3.3)
+
+    def __post_init__(self) -> None:
+        for name in ("std", "shift", "gamma"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"objective.{name} must be above 0; got {getattr(self, name):g}")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How pictures are drawn from a denoiser. Names as in diffusers."""
+
+    sampler: str = "ddim"  # SAMPLERS
+    num_inference_steps: int = 50
+    guidance_scale: float = 1.0  # 1: no guidance
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # times t at which guidance is on, as a share of the span
+    guidance_rescale: float = 0.0
+    guidance_channels: int | None = None  # guide only the first few channels (the original DiT: 3)
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise UserError(f"num_inference_steps must be at least 1; got {self.num_inference_steps}")
+        if not 0 <= self.guidance_scale < float("inf"):
+            raise UserError(f"guidance_scale must be 0 or more (1: no guidance); got {self.guidance_scale:g}")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"guidance_interval must be two times 0 <= low <= high <= 1; got {low:g} {high:g}")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise UserError(f"guidance_rescale must be between 0 and 1; got {self.guidance_rescale:g}")
+        if self.guidance_channels is not None and self.guidance_channels < 1:
+            raise UserError(f"guidance_channels must be at least 1; got {self.guidance_channels}")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1; got {self.batch_size}")

@@ -1,0 +1,92 @@
+"""Sampling times: decreasing grids (N + 1,) in float64, from the noise end of the span to 0.
+
+The length of the grid, not the sampler, says how many steps are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .path import DDPM, karras
+from .process import Process
+from .times import shift_time
+
+
+def uniform(steps: int, high: float = 1.0) -> Tensor:
+    """Equal steps from `high` to 0."""
+    return torch.linspace(high, 0, steps + 1, dtype=torch.float64)
+
+
+def shifted(times: Tensor, shift: float) -> Tensor:
+    """A grid with more of its steps at high noise where shift > 1 (Esser et al. 2024, eq. 23)."""
+    return shift_time(times, shift)
+
+
+def karras_rho(steps: int, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> Tensor:
+    """Noise levels from `high` to `low`, then 0 (Karras et al. 2022, eq. 5)."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    levels = (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    return torch.cat((levels, levels.new_zeros(1)))
+
+
+def with_last(times: Tensor, last: float = 0.04) -> Tensor:
+    """A grid squeezed into [last, 1], and one closing step to 0: SiT's stochastic sampler (Ma et al. 2024)."""
+    return torch.cat((last + (1 - last) * times / times[0], times.new_zeros(1)))
+
+
+def full(steps: int) -> Tensor:
+    """Every step of a DDPM table."""
+    return respaced(steps, range(steps))
+
+
+def respaced(steps: int, kept: Sequence[int]) -> Tensor:
+    """Some of the steps of a DDPM table, by index 0 ... steps-1: t = (index + 1) / steps."""
+    index = torch.tensor(sorted(kept, reverse=True), dtype=torch.float64)
+    return torch.cat(((index + 1) / steps, index.new_zeros(1)))
+
+
+def spaced(steps: int, spacing: str | int) -> list[int]:
+    """Which steps of a DDPM table a respacing keeps, in the originals' notation (Nichol & Dhariwal 2021, Sec. 4).
+
+    `"250"`: 250 evenly spread from first to last; `"10,20,30"`: as many from each third; `"ddim50"`: a whole stride
+    from 0 that gives exactly 50 (Song et al. 2020). UserError where the count does not fit.
+    """
+    text = str(spacing)
+    if text.startswith("ddim"):
+        count = _whole(text[4:], text)
+        for stride in range(1, steps + 1):
+            if len(range(0, steps, stride)) == count:
+                return list(range(0, steps, stride))
+        raise UserError(f"no whole stride takes exactly {count} of {steps} steps; use {str(count)!r} instead")
+    counts = [_whole(part, text) for part in text.split(",")]
+    kept, start = [], 0
+    for section, count in enumerate(counts):
+        size = steps // len(counts) + (section < steps % len(counts))
+        if not 1 <= count <= size:
+            raise UserError(f"respacing {text!r}: cannot take {count} of the {size} steps of section {section + 1}")
+        stride, place = (size - 1) / (count - 1) if count > 1 else 1.0, 0.0
+        for _ in range(count):
+            kept.append(start + round(place))
+            place += stride  # added up, not multiplied: the originals' rounding at ties
+        start += size
+    return kept
+
+
+def _whole(part: str, text: str) -> int:
+    if not part.isdecimal():
+        raise UserError(f"respacing {text!r} is not understood; write '250', '10,20,30' or 'ddim50'")
+    return int(part)
+
+
+def grid_for(process: Process, steps: int) -> Tensor:
+    """The grid that suits a process: table steps for DDPM, rho-spaced levels for karras, else equal steps."""
+    if isinstance(process.path, DDPM):
+        return respaced(process.path.steps, spaced(process.path.steps, steps))
+    low, high = process.span
+    return karras_rho(steps, max(low, 0.002), high) if process.path is karras else uniform(steps, high)
+
+

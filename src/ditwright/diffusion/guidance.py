@@ -1,0 +1,58 @@
+"""Classifier-free guidance, written once for every target, because decoding is affine in the network's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .path import coeffs_like
+from .process import Cond, Denoiser
+from .target import Prediction
+
+Denoise = Callable[[Tensor, Tensor], Prediction]  # (x_t, t) with the condition already bound; t is ()
+
+
+def guided(
+    denoiser: Denoiser,
+    cond: Cond,
+    null: Cond,
+    scale: float,
+    *,
+    interval: tuple[float, float] = (0.0, 1.0),
+    rescale: float = 0.0,
+    channels: int | None = None,
+    **net: object,
+) -> Denoise:
+    """null + scale (cond - null), for x0 and eps alike (Ho & Salimans 2022, eq. 6; docs/maths.md, eq. 12).
+
+    `interval`: times at which guidance is on, as a share of the span (Kynkaanniemi et al. 2024); outside it only the
+    condition is asked. `rescale`: how far to bring the spread of x0 back to the condition's (Lin et al. 2023, Sec. 3.4).
+    `channels`: guide the first few channels only, as the original DiT does with 3 of 4. The variance is the
+    condition's. `net` goes to the network.
+    """
+    low, high = (share * denoiser.process.span[1] for share in interval)
+    both = {name: torch.cat((cond[name], null[name])) for name in cond}
+
+    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
+        if scale == 1 or not low <= t <= high:
+            return denoiser(x_t, t, cond, **net)
+        pred = denoiser(torch.cat((x_t, x_t)), t, both, **net)
+        (x0, x0_null), (eps, eps_null) = pred.x0.chunk(2), pred.eps.chunk(2)
+        var = None if pred.var is None else pred.var.chunk(2)[0]
+        mixed = Prediction(_mix(x0, x0_null, scale, channels), _mix(eps, eps_null, scale, channels), var)
+        if rescale == 0:
+            return mixed
+        axes = tuple(range(1, x_t.ndim))
+        ratio = x0.std(axes, keepdim=True) / mixed.x0.std(axes, keepdim=True)
+        scaled = mixed.x0 * (rescale * ratio + 1 - rescale)
+        c = coeffs_like(denoiser.process.path, t.to(x_t.device), x_t)
+        return Prediction(scaled, (x_t - c.alpha * scaled) / c.sigma, var)
+
+    return denoise
+
+
+def _mix(cond: Tensor, null: Tensor, scale: float, channels: int | None) -> Tensor:
+    mixed = null + scale * (cond - null)
+    return mixed if channels is None else torch.cat((mixed[:, :channels], cond[:, channels:]), 1)

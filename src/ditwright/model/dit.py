@@ -1,0 +1,106 @@
+"""The diffusion transformer: one class for every modality and every way to condition it.
+
+B batch, C channels, L tokens, D width, A axes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.process import Cond
+from ..errors import UserError
+from ..nn.branch import AttentionLane, Block, Context, CrossAttention, Feed, FeedLane, JointAttention, Runner, run_all
+from ..nn.embed import LabelEmbed, TimeEmbed
+from ..nn.modulation import MODULATIONS, AdaLN, AdaLNZero, Plain
+from ..nn.position import rope, sincos
+from ..nn.tokens import Patchify, Tokens, unpatchify
+from .config import DiTConfig, Stage
+
+
+def make_block(config: DiTConfig, stage: Stage) -> Block:
+    """Attention, cross-attention where the stage has it, MLP: each with its own modulated norm."""
+    width, heads, mod = config.width, config.heads, MODULATIONS[stage.mod]
+    branches: dict[str, nn.Module] = {}
+    branches["attn"] = JointAttention({"x": AttentionLane(width, heads, mod(width), qk_norm=config.qk_norm)})
+    if stage.cross:
+        branches["cross"] = CrossAttention(width, heads, mod(width))
+    branches["mlp"] = Feed({"x": FeedLane(width, int(width * config.mlp_ratio), mod(width))})
+    return Block(branches)
+
+
+class Head(nn.Module):
+    """Final norm and projection to patches (Peebles & Xie, Sec. 3.2)."""
+
+    def __init__(self, width: int, out: int, mod: nn.Module):
+        super().__init__()
+        self.mod, self.proj = mod, nn.Linear(width, out)
+
+    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        h, _ = self.mod(x, vec)
+        return self.proj(h)  # (B, L, prod(patch) * C)
+
+
+class DiT(nn.Module):
+    """A transformer over patches of a noisy input, told the time and the condition (Peebles & Xie, Sec. 3)."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.config, width = config, config.width
+        self.patchify = Patchify(config.patch, config.channels, width)
+        self.time = TimeEmbed(width)
+        self.vectors = nn.ModuleDict({"label": LabelEmbed(config.num_classes, width)} if config.num_classes else {})
+        self.blocks = nn.ModuleList(make_block(config, stage) for stage in config.stages for _ in range(stage.depth))
+        head_mod = Plain if config.stages[-1].mod == "plain" else AdaLN
+        self.head = Head(width, math.prod(config.patch) * config.out_channels, head_mod(width))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None, run: Runner = run_all) -> Tensor:
+        """x (B, C, *space), t (B,) the time as the network counts it, cond {"label": (B,)} -> (B, C_out, *space).
+
+        Any space that the patch divides will do. `run` decides which blocks run, and how.
+        """
+        config, image = self.config, self.patchify(x)
+        parts = [self.time(t)] + [embed(self._given(cond, name)) for name, embed in self.vectors.items()]
+        condition = Tokens(torch.stack(parts, 1), image.pos.new_zeros(1, len(parts), len(config.patch)))
+        table = sincos(image.pos, config.width, config.sincos) if config.sincos else 0.0
+        streams = [Tokens(image.x + table, image.pos), *([condition] if config.context == "stream" else [])]
+        ctx = Context(
+            vec=condition.x.sum(1),
+            rope=tuple(rope(s.pos, config.rope) if config.rope else None for s in streams),
+            cross=condition if config.context == "cross" else None,
+            t=t,
+        )
+        xs = run(self.blocks, tuple(s.x for s in streams), ctx)
+        return unpatchify(self.head(xs[0], ctx.vec), config.patch, x.shape[2:])
+
+    def _given(self, cond: Cond | None, name: str) -> Tensor:
+        if not cond or name not in cond:
+            raise UserError(f"the network is conditioned on {list(self.vectors)}; pass cond={{{name!r}: tensor}}")
+        return cond[name]
+
+
+def initialise(net: DiT) -> None:
+    """DiT's initial weights (Peebles & Xie, Sec. 3.2 and their released code): zero gates and a zero head."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    for layer in (net.time.mlp[0], net.time.mlp[2]):
+        nn.init.normal_(layer.weight, std=0.02)
+    for module in [m for m in net.modules() if isinstance(m, AdaLNZero)] + [net.head.mod]:
+        if isinstance(module, (AdaLN, AdaLNZero)):
+            nn.init.zeros_(module.lin.weight)
+    nn.init.zeros_(net.head.proj.weight)
+
+
+def build(config: DiTConfig, seed: int = 0) -> DiT:
+    """A freshly initialised network; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = DiT(config)
+        initialise(net)
+    return net

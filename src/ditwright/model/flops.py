@@ -1,0 +1,42 @@
+"""What a forward pass costs, counted exactly from the configuration.
+
+One multiply-add (MAC) is what the DiT paper calls a flop; a MAC is two floating-point operations.
+Counted are matrix products: projections, attention scores and sums, embeddings. Norms, activations and the softmax
+(under 1%) are not, as in the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..nn.embed import FREQUENCIES
+from ..nn.tokens import patch_grid
+from .config import DiTConfig
+
+MODULATION_VECTORS = {"plain": 0, "adaln": 2, "adaln_zero": 3}
+
+
+def tokens(config: DiTConfig, space: Sequence[int]) -> int:
+    """Tokens of one sample of the given spatial size (latent size, where there is a codec)."""
+    return math.prod(patch_grid(space, config.patch))
+
+
+def macs(config: DiTConfig, space: Sequence[int]) -> dict[str, int]:
+    """Multiply-adds of one forward pass of one sample, by part."""
+    d, image = config.width, tokens(config, space)
+    condition = 1 + (config.num_classes > 0)  # tokens of the condition: time, label
+    length = image + condition * (config.context == "stream")
+    parts = dict.fromkeys(("patchify", "time", "modulation", "attention", "cross", "mlp", "head"), 0)
+    parts["patchify"] = image * math.prod(config.patch) * config.channels * d
+    parts["time"] = FREQUENCIES * d + d * d
+    for stage in config.stages:
+        branches = 3 if stage.cross else 2
+        parts["modulation"] += stage.depth * branches * MODULATION_VECTORS[stage.mod] * d * d
+        parts["attention"] += stage.depth * (4 * length * d * d + 2 * length * length * d)
+        parts["mlp"] += stage.depth * 2 * length * d * int(d * config.mlp_ratio)
+        if stage.cross:
+            parts["cross"] += stage.depth * (2 * image * d * d + 2 * condition * d * d + 2 * image * condition * d)
+    parts["head"] = image * d * math.prod(config.patch) * config.out_channels
+    parts["head"] += 2 * d * d * (config.stages[-1].mod != "plain")
+    return parts

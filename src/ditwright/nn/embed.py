@@ -1,0 +1,44 @@
+"""From numbers to vectors: the time and the class label.
+
+B batch, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+FREQUENCIES = 256  # sines and cosines of the time, together
+
+
+def timestep_embedding(t: Tensor, dim: int = FREQUENCIES, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal features of (B,) times, cosines first: (B, dim) (Vaswani et al. 2017; the layout of ADM and DiT)."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t[:, None].float() * frequencies
+    return torch.cat((angles.cos(), angles.sin()), -1)
+
+
+class TimeEmbed(nn.Module):
+    """Time features through a two-layer MLP: (B,) -> (B, D) (Peebles & Xie, Sec. 3.2)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(timestep_embedding(t).to(self.mlp[0].weight.dtype))
+
+
+class LabelEmbed(nn.Module):
+    """A table of class vectors: (B,) -> (B, D). Row `num_classes` is the null class, for guidance (eq. 12)."""
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__()
+        self.table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, label: Tensor) -> Tensor:
+        return self.table(label)

@@ -1,0 +1,51 @@
+"""How the condition vector is heard: interchangeable maps (x, vec) -> (normalised and modulated x, gate).
+
+B batch, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def layer_norm(width: int, affine: bool = False) -> nn.LayerNorm:
+    return nn.LayerNorm(width, elementwise_affine=affine, eps=1e-6)
+
+
+class Plain(nn.Module):
+    """A learned LayerNorm that does not hear the condition (ViT; DiT in-context and cross-attention)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = layer_norm(width, affine=True)
+
+    def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor, float]:
+        return self.norm(x), 1.0
+
+
+class AdaLN(nn.Module):
+    """Shift and scale of the norm regressed from the condition (Perez et al. 2018; Peebles & Xie, Sec. 3.2)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm, self.lin = layer_norm(width), nn.Linear(width, 2 * width)
+
+    def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor, float]:
+        shift, scale = self.lin(F.silu(vec))[:, None].chunk(2, -1)  # (B, 1, D) each
+        return self.norm(x) * (1 + scale) + shift, 1.0
+
+
+class AdaLNZero(nn.Module):
+    """adaLN with a gate; `lin` starts at zero, so every branch starts silent (Peebles & Xie, Sec. 3.2)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm, self.lin = layer_norm(width), nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
+        shift, scale, gate = self.lin(F.silu(vec))[:, None].chunk(3, -1)  # (B, 1, D) each
+        return self.norm(x) * (1 + scale) + shift, gate
+
+
+MODULATIONS: dict[str, type[nn.Module]] = {"plain": Plain, "adaln": AdaLN, "adaln_zero": AdaLNZero}

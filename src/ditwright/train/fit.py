@@ -1,0 +1,119 @@
+"""The training loop as a generator: everything that is not the step lives in the caller.
+
+B batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.objective import Loss
+from ..diffusion.process import Cond
+from ..errors import UserError
+from ..rng import Draws
+from .ema import EMA
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean samples (latents, where there is a codec), their conditions, and the randomness of each."""
+
+    x0: Tensor  # (B, C, *space)
+    cond: Cond
+    draws: Draws
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What one optimizer step was like."""
+
+    step: int  # how many steps are done
+    loss: float
+    grad_norm: float  # before clipping
+    lr: float
+    samples: int
+
+
+class NonFinite(UserError):
+    """Training left the numbers: the step, and where it began. The weights are those of the step before."""
+
+
+def fit(
+    denoiser: nn.Module,
+    loss: Loss,
+    batches: Iterator[Batch],
+    optim: torch.optim.Optimizer,
+    *,
+    schedule: Callable[[int], float],
+    ema: EMA | None = None,
+    done: int = 0,
+    accumulate: int = 1,
+    clip: float = 1.0,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> Iterator[Tick]:
+    """Train until `batches` end or the caller stops; yields after every optimizer step.
+
+    `schedule(step)` multiplies the learning rate of each group, step 0 first; `done` steps came before (resume).
+    Each step takes `accumulate` batches. Gradients are clipped to the norm `clip`. NonFinite before any harm is done.
+    """
+    params = [p for group in optim.param_groups for p in group["params"]]
+    base = [group.setdefault("initial_lr", group["lr"]) for group in optim.param_groups]
+    for step in _count(done):
+        total, samples = 0.0, 0
+        for _ in range(accumulate):
+            if (batch := next(batches, None)) is None:
+                return
+            with autocast():
+                value = loss(denoiser, batch.x0, batch.cond, batch.draws).mean() / accumulate
+            if not math.isfinite(value.item()):
+                where = first_nonfinite(denoiser, batch, autocast)
+                raise NonFinite(f"the loss of step {step + 1} is {value.item()}; first non-finite output: {where}")
+            value.backward()
+            total, samples = total + value.item(), samples + len(batch.x0)
+        norm = nn.utils.clip_grad_norm_(params, clip).item()
+        if not math.isfinite(norm):
+            where = next((n for n, p in denoiser.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), "")
+            raise NonFinite(f"the gradient of step {step + 1} is {norm}; first non-finite gradient: {where}")
+        for group, lr in zip(optim.param_groups, base, strict=True):
+            group["lr"] = lr * schedule(step)
+        optim.step()
+        optim.zero_grad()
+        if ema is not None:
+            ema.update()
+        yield Tick(step + 1, total, norm, optim.param_groups[0]["lr"], samples)
+
+
+def _count(start: int) -> Iterator[int]:
+    while True:
+        yield start
+        start += 1
+
+
+def first_nonfinite(denoiser: nn.Module, batch: Batch, autocast: Callable[[], AbstractContextManager]) -> str:
+    """The name of the first module, in order of execution, whose output is not finite at some noise level."""
+    found: list[str] = []
+
+    def watch(name: str) -> Callable:
+        def hook(module: nn.Module, args: object, out: object) -> None:
+            if not found and isinstance(out, Tensor) and not out.isfinite().all():
+                found.append(name)
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(name)) for name, m in denoiser.named_modules() if name]
+    try:
+        with torch.no_grad(), autocast():
+            for t in (0.5, 0.01, 0.99):
+                denoiser(batch.x0, torch.full((len(batch.x0),), t, device=batch.x0.device), batch.cond)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return f"module {found[0]!r}"
+    return "none of the modules" if batch.x0.isfinite().all() else "the data itself"
