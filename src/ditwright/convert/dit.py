@@ -51,7 +51,9 @@ def infer(state: State, heads: int | None = None) -> DiTConfig:
         raise UserError(f"the checkpoint's blocks are not numbered 0, 1, 2 ...: {sorted(numbers)[:5]}")
     known = {w: h for _, w, h in SIZES.values()}
     if heads is None and width not in known:
-        raise UserError(f"a checkpoint does not say how many heads it has; width {width} is not the paper's: pass heads=")
+        raise UserError(
+            f"a checkpoint does not say how many heads it has; width {width} is not the paper's: pass heads="
+        )
     return DiTConfig(
         width=width,
         heads=heads or known[width],
@@ -71,4 +73,6 @@ def check_positions(state: State, config: DiTConfig) -> None:
     side = math.isqrt(stored.shape[1])
     ours = sincos(grid_positions((side, side)), config.width, config.sincos)
     if ours.shape != stored.shape or (ours - stored.float()).abs().max() > 1e-4:
-        raise UserError("'pos_embed' is not the sin-cos table of a square grid; this checkpoint is not an original DiT's")
+        raise UserError(
+            "'pos_embed' is not the sin-cos table of a square grid; this checkpoint is not an original DiT's"
+        )

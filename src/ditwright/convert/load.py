@@ -10,8 +10,9 @@ from ..diffusion.config import ProcessConfig
 from ..diffusion.process import Denoiser, process_from
 from ..errors import UserError, lookup
 from ..model.dit import DiT
+from ..model.weights import State, load_strictly
 from . import dit
-from .rules import State, load_strictly, read_state, rename
+from .rules import read_state, rename
 
 FAMILIES = {"dit": dit}
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..model.weights import State, read_safetensors
 
-State = dict[str, Tensor]
 Transform = Callable[[Tensor], "Tensor | Sequence[Tensor]"]
 # (pattern of the whole key, new name or names or None to drop, transform of the tensor); names may use \\1
 Rule = tuple[str, "str | tuple[str, ...] | None", "Transform | None"]
@@ -36,20 +36,6 @@ def rename(state: State, rules: Sequence[Rule]) -> State:
     return renamed
 
 
-def load_strictly(net: torch.nn.Module, state: State) -> None:
-    """Fill a network to the last key. UserError naming the first key that is missing, unknown or misshapen."""
-    own = net.state_dict()
-    for name, tensor in own.items():
-        if name not in state:
-            raise UserError(f"the checkpoint lacks the key for {name!r}")
-        if state[name].shape != tensor.shape:
-            got, want = tuple(state[name].shape), tuple(tensor.shape)
-            raise UserError(f"the checkpoint's tensor for {name!r} has shape {got}; the network needs {want}")
-    if extra := sorted(state.keys() - own.keys()):
-        raise UserError(f"the network has no place for the checkpoint's key {extra[0]!r}")
-    net.load_state_dict(state)
-
-
 def read_state(path: str | Path) -> State:
     """Tensors of a `.safetensors` or `.pt` file. A `.pt` is read without unpickling code; its EMA is preferred."""
     path = Path(path)
@@ -63,21 +49,14 @@ def read_state(path: str | Path) -> State:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or an unsafe file; all are the file's fault
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{str(path)!r} cannot be read as plain weights ({reason}); nothing else is unpickled") from error
+        raise UserError(
+            f"{str(path)!r} cannot be read as plain weights ({reason}); nothing else is unpickled"
+        ) from error
     for wrapper in ("ema", "model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{str(path)!r} holds no state dict: expected names and tensors, plain or under 'model' or 'ema'")
+        raise UserError(
+            f"{str(path)!r} holds no state dict: expected names and tensors, plain or under 'model' or 'ema'"
+        )
     return content
-
-
-def read_safetensors(path: Path) -> State:
-    """Tensors of a safetensors file, or one clear line where it is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{str(path)!r} is truncated or is not a safetensors file ({error})") from error

@@ -63,15 +63,16 @@ def spaced(steps: int, spacing: str | int) -> list[int]:
                 return list(range(0, steps, stride))
         raise UserError(f"no whole stride takes exactly {count} of {steps} steps; use {str(count)!r} instead")
     counts = [_whole(part, text) for part in text.split(",")]
-    kept, start = [], 0
+    kept: list[int] = []
+    start = 0
     for section, count in enumerate(counts):
         size = steps // len(counts) + (section < steps % len(counts))
         if not 1 <= count <= size:
             raise UserError(f"respacing {text!r}: cannot take {count} of the {size} steps of section {section + 1}")
-        stride, place = (size - 1) / (count - 1) if count > 1 else 1.0, 0.0
+        place, gap = 0.0, (size - 1) / (count - 1) if count > 1 else 1.0
         for _ in range(count):
             kept.append(start + round(place))
-            place += stride  # added up, not multiplied: the originals' rounding at ties
+            place += gap  # added up, not multiplied: the originals' rounding at ties
         start += size
     return kept
 
@@ -88,5 +89,3 @@ def grid_for(process: Process, steps: int) -> Tensor:
         return respaced(process.path.steps, spaced(process.path.steps, steps))
     low, high = process.span
     return karras_rho(steps, max(low, 0.002), high) if process.path is karras else uniform(steps, high)
-
-

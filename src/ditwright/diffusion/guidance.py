@@ -28,7 +28,7 @@ def guided(
     """null + scale (cond - null), for x0 and eps alike (Ho & Salimans 2022, eq. 6; docs/maths.md, eq. 12).
 
     `interval`: times at which guidance is on, as a share of the span (Kynkaanniemi et al. 2024); outside it only the
-    condition is asked. `rescale`: how far to bring the spread of x0 back to the condition's (Lin et al. 2023, Sec. 3.4).
+    condition is asked. `rescale`: how far to bring the spread of x0 back to the condition's (Lin et al. 2023, 3.4).
     `channels`: guide the first few channels only, as the original DiT does with 3 of 4. The variance is the
     condition's. `net` goes to the network.
     """

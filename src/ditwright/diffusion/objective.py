@@ -21,7 +21,8 @@ from .process import Cond, Process
 from .target import Prediction
 from .times import Discrete, LogitNormal, LogNormal, Shifted, Times, Uniform
 
-Loss = Callable[[nn.Module, Tensor, Cond, Draws], Tensor]  # (denoiser, x0, cond, draws) -> (B,), unreduced
+Ask = Callable[[Tensor, Tensor, Cond], Prediction]  # a denoiser: (x_t, t, cond)
+Loss = Callable[[Ask, Tensor, Cond, Draws], Tensor]  # (denoiser, x0, cond, draws) -> (B,), unreduced
 Weight = Callable[[Coeffs, Tensor], Tensor]  # (coefficients, determinant of the target) -> factor on the squared error
 Term = Callable[[Prediction, Tensor, Tensor, Tensor], Tensor]  # (prediction, x0, x_t, t) -> (B,), added to the loss
 
@@ -60,12 +61,12 @@ class Objective:
     weight: Weight = uniform
     terms: tuple[Term, ...] = ()
 
-    def __call__(self, denoiser: nn.Module, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
+    def __call__(self, denoiser: Ask, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
         """Loss per sample (B,), with times and noise from each sample's own generator."""
         t = self.times(draws.uniform())
         return self.at(denoiser, x0, cond, t.to(x0.device), draws.normal(x0))
 
-    def at(self, denoiser: nn.Module, x0: Tensor, cond: Cond, t: Tensor, eps: Tensor) -> Tensor:
+    def at(self, denoiser: Ask, x0: Tensor, cond: Cond, t: Tensor, eps: Tensor) -> Tensor:
         """Loss per sample (B,) at given times t (B,) and noise eps."""
         c = coeffs_like(self.process.path, t, x0)
         x_t = c.alpha * x0 + c.sigma * eps
@@ -100,7 +101,7 @@ class SecondMoment(nn.Module):
         p = self.losses.square().mean(1).sqrt()
         return p / p.sum() * (1 - self.uniform_share) + self.uniform_share / self.steps
 
-    def forward(self, denoiser: nn.Module, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
+    def forward(self, denoiser: Ask, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
         p = self.probabilities()
         i = torch.searchsorted(p.cumsum(0), draws.uniform()).clamp(max=self.steps - 1)  # (B,)
         t = ((i + 1) / self.steps).double().to(x0.device)
@@ -130,11 +131,12 @@ WEIGHTS = {
 
 def objective_from(config: ObjectiveConfig, process: Process) -> Loss:
     """The loss that a configuration names, for a process. UserError where the two do not fit."""
-    if (config.importance or process.learned_var) and not isinstance(process.path, DDPM):
+    steps = process.path.steps if isinstance(process.path, DDPM) else 0
+    if (config.importance or process.learned_var) and not steps:
         raise UserError("importance sampling and learned variance need the steps of a DDPM path: ddpm or ddpm-cosine")
     times = lookup("times", config.times, TIMES)(config, process)
     if config.shift != 1:
         times = Shifted(times, config.shift)
-    terms = (VariationalBound(process.path, full(process.path.steps)),) if process.learned_var else ()
+    terms = (VariationalBound(process.path, full(steps)),) if process.learned_var else ()
     objective = Objective(process, times, lookup("weight", config.weight, WEIGHTS)(config, process), terms)
-    return SecondMoment(objective, process.path.steps) if config.importance else objective
+    return SecondMoment(objective, steps) if config.importance else objective

@@ -89,5 +89,3 @@ class VariationalBound:
         last = (i == len(self.times) - 2).to(x0.device).reshape(-1, *(1,) * (x0.ndim - 1))
         nll = discretised_nll(x0, model_mean, log_var)
         return torch.where(last, nll, kl).flatten(1).mean(1) / math.log(2)
-
-

@@ -8,6 +8,7 @@ shaped like x (`Draws.normal`) and is asked only by stochastic samplers. Coeffic
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -63,7 +64,7 @@ def ddim(
     """Exact on every path where x0 and eps are constant (Song et al. 2020, eq. 12); eta = 1 adds DDPM's noise."""
     for t, s in pairwise(times):
         p, ct, cs = denoise(x, t), path(t), path(s)
-        fresh = 0.0
+        fresh = torch.zeros_like(t)
         if eta > 0:
             fresh = eta * cs.sigma * (1 - (cs.sigma * ct.alpha / (cs.alpha * ct.sigma)) ** 2).clamp(min=0).sqrt()
         x = cs.alpha * p.x0 + (cs.sigma**2 - fresh**2) ** 0.5 * p.eps
@@ -157,6 +158,4 @@ SAMPLERS: dict[str, Sampler] = {
 
 def last(steps: Iterator[Step]) -> Tensor:
     """Run a sampler to its end and return the sample."""
-    for step in steps:
-        pass
-    return step.x
+    return deque(steps, maxlen=1).pop().x

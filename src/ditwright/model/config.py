@@ -63,7 +63,7 @@ class DiTConfig:
         return sum(stage.depth for stage in self.stages)
 
 
-# The four block designs of the paper (Peebles & Xie, Sec. 3.2): how a norm hears the condition, and where it is a token.
+# The paper's four block designs (Peebles & Xie, Sec. 3.2): how a norm hears the condition, where it is a token.
 CONDITIONINGS: dict[str, tuple[str, str]] = {
     "in-context": ("plain", "stream"),
     "cross": ("plain", "cross"),

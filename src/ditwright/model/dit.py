@@ -89,8 +89,9 @@ def initialise(net: DiT) -> None:
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
-    for layer in (net.time.mlp[0], net.time.mlp[2]):
-        nn.init.normal_(layer.weight, std=0.02)
+    for module in net.time.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
     for module in [m for m in net.modules() if isinstance(m, AdaLNZero)] + [net.head.mod]:
         if isinstance(module, (AdaLN, AdaLNZero)):
             nn.init.zeros_(module.lin.weight)

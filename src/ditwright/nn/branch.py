@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ def add(xs: Streams, deltas: Sequence[Tensor | None]) -> Streams:
     return tuple(x if d is None else x + d for x, d in zip_longest(xs, deltas))
 
 
-def lanes_for(lanes: Iterable[nn.Module], streams: int) -> list[nn.Module]:
+def lanes_for(lanes: Iterable[nn.Module], streams: int) -> list[Any]:
     """Broadcast lanes over streams."""
     lanes = list(lanes)
     assert len(lanes) in (1, streams), f"{len(lanes)} lanes cannot serve {streams} streams"
@@ -125,10 +126,10 @@ class Block(nn.ModuleDict):
         return xs
 
 
-Runner = Callable[[Iterable[Block], Streams, Context], Streams]
+Runner = Callable[[Iterable[nn.Module], Streams, Context], Streams]  # of Blocks
 
 
-def run_all(blocks: Iterable[Block], xs: Streams, ctx: Context) -> Streams:
+def run_all(blocks: Iterable[nn.Module], xs: Streams, ctx: Context) -> Streams:
     """The plain runner: every block, once, in order."""
     for block in blocks:
         xs = block(xs, ctx)

@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-
 FREQUENCIES = 256  # sines and cosines of the time, together
 
 
@@ -30,7 +29,7 @@ class TimeEmbed(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_embedding(t).to(self.mlp[0].weight.dtype))
+        return self.mlp(timestep_embedding(t).to(next(self.parameters()).dtype))
 
 
 class LabelEmbed(nn.Module):

@@ -9,13 +9,15 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 
 from ..diffusion.objective import Loss
 from ..diffusion.process import Cond
-from ..errors import UserError
+from ..nn.branch import Runner, run_all
 from ..rng import Draws
 from .ema import EMA
 
@@ -40,7 +42,7 @@ class Tick:
     samples: int
 
 
-class NonFinite(UserError):
+class NonFinite(RuntimeError):
     """Training left the numbers: the step, and where it began. The weights are those of the step before."""
 
 
@@ -55,22 +57,25 @@ def fit(
     done: int = 0,
     accumulate: int = 1,
     clip: float = 1.0,
+    run: Runner = run_all,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[Tick]:
     """Train until `batches` end or the caller stops; yields after every optimizer step.
 
     `schedule(step)` multiplies the learning rate of each group, step 0 first; `done` steps came before (resume).
-    Each step takes `accumulate` batches. Gradients are clipped to the norm `clip`. NonFinite before any harm is done.
+    Each step takes `accumulate` batches. Gradients are clipped to the norm `clip`. `run` decides how the blocks run
+    (`checkpointed` saves memory). NonFinite before any harm is done.
     """
     params = [p for group in optim.param_groups for p in group["params"]]
     base = [group.setdefault("initial_lr", group["lr"]) for group in optim.param_groups]
-    for step in _count(done):
+    ask = partial(denoiser, run=run)
+    for step in count(done):
         total, samples = 0.0, 0
         for _ in range(accumulate):
             if (batch := next(batches, None)) is None:
                 return
             with autocast():
-                value = loss(denoiser, batch.x0, batch.cond, batch.draws).mean() / accumulate
+                value = loss(ask, batch.x0, batch.cond, batch.draws).mean() / accumulate
             if not math.isfinite(value.item()):
                 where = first_nonfinite(denoiser, batch, autocast)
                 raise NonFinite(f"the loss of step {step + 1} is {value.item()}; first non-finite output: {where}")
@@ -78,8 +83,9 @@ def fit(
             total, samples = total + value.item(), samples + len(batch.x0)
         norm = nn.utils.clip_grad_norm_(params, clip).item()
         if not math.isfinite(norm):
-            where = next((n for n, p in denoiser.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), "")
-            raise NonFinite(f"the gradient of step {step + 1} is {norm}; first non-finite gradient: {where}")
+            grads = ((name, p.grad) for name, p in denoiser.named_parameters() if p.grad is not None)
+            where = next(name for name, grad in grads if not grad.isfinite().all())
+            raise NonFinite(f"the gradient of step {step + 1} is {norm}; first non-finite gradient: {where!r}")
         for group, lr in zip(optim.param_groups, base, strict=True):
             group["lr"] = lr * schedule(step)
         optim.step()
@@ -87,12 +93,6 @@ def fit(
         if ema is not None:
             ema.update()
         yield Tick(step + 1, total, norm, optim.param_groups[0]["lr"], samples)
-
-
-def _count(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1
 
 
 def first_nonfinite(denoiser: nn.Module, batch: Batch, autocast: Callable[[], AbstractContextManager]) -> str:

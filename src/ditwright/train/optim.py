@@ -5,38 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
-from ..errors import UserError
+from .config import OptimConfig
 
 Schedule = Callable[[int], float]  # step, 0 first -> factor on the learning rate
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW, its schedule, and the average of its weights."""
-
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup: int = 0  # steps of linear warm-up
-    clip: float = 1.0  # largest gradient norm
-    accumulate: int = 1  # batches per step
-    ema: float = 0.9999
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0 or self.clip <= 0:
-            raise UserError(f"optim.lr and optim.clip must be above 0; got {self.lr:g} and {self.clip:g}")
-        if self.warmup < 0 or self.weight_decay < 0:
-            raise UserError("optim.warmup and optim.weight_decay must be 0 or more")
-        if self.accumulate < 1:
-            raise UserError(f"optim.accumulate must be at least 1; got {self.accumulate}")
-        if not 0 <= self.ema < 1 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optim.ema and optim.betas must be in [0, 1); got {self.ema:g} and {self.betas}")
 
 
 @dataclass(frozen=True)

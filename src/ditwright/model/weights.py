@@ -1,0 +1,49 @@
+"""Weights on disk and into networks: safetensors only, strict to the last key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+State = dict[str, Tensor]
+
+
+def load_strictly(net: nn.Module, state: State) -> None:
+    """Fill a network to the last key. UserError naming the first key that is missing, unknown or misshapen."""
+    own = net.state_dict()
+    for name, tensor in own.items():
+        if name not in state:
+            raise UserError(f"the checkpoint lacks the key for {name!r}")
+        if state[name].shape != tensor.shape:
+            got, want = tuple(state[name].shape), tuple(tensor.shape)
+            raise UserError(f"the checkpoint's tensor for {name!r} has shape {got}; the network needs {want}")
+    if extra := sorted(state.keys() - own.keys()):
+        raise UserError(f"the network has no place for the checkpoint's key {extra[0]!r}")
+    net.load_state_dict(state)
+
+
+def read_safetensors(path: Path) -> State:
+    """Tensors of a safetensors file, or one clear line where it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint file {str(path)!r}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{str(path)!r} is truncated or is not a safetensors file ({error})") from error
+
+
+def write_safetensors(path: Path, state: State) -> None:
+    """Tensors into a safetensors file. OSError where the disk does not take them."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, path)
+    except SafetensorError as error:  # safetensors wraps the system's error in its own
+        raise OSError(f"could not write {str(path)!r}: {error}") from error

@@ -1,0 +1,49 @@
+"""How weights are moved and what is noted of it, as plain data. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, its schedule, and the average of its weights."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0  # steps of linear warm-up
+    clip: float = 1.0  # largest gradient norm
+    accumulate: int = 1  # batches per step
+    ema: float = 0.9999
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.clip <= 0:
+            raise UserError(f"optim.lr and optim.clip must be above 0; got {self.lr:g} and {self.clip:g}")
+        if self.warmup < 0 or self.weight_decay < 0:
+            raise UserError("optim.warmup and optim.weight_decay must be 0 or more")
+        if self.accumulate < 1:
+            raise UserError(f"optim.accumulate must be at least 1; got {self.accumulate}")
+        if not 0 <= self.ema < 1 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optim.ema and optim.betas must be in [0, 1); got {self.ema:g} and {self.betas}")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run writes as it goes; 0 switches a thing off."""
+
+    every: int = 10  # steps between lines of metrics.jsonl
+    preview_every: int = 500  # steps between sample grids
+    checkpoint_every: int = 500
+    keep: int = 2  # checkpoints
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.every, self.keep) < 1 or min(self.preview_every, self.checkpoint_every) < 0:
+            raise UserError(
+                "log.every and log.keep must be at least 1; log.preview_every, log.checkpoint_every 0 or more"
+            )
