@@ -29,6 +29,7 @@ from .model.weights import load_strictly, read_safetensors, write_safetensors
 from .rng import Draws
 from .train.state import checkpoints
 
+ROWS = 8  # below about 6 rows matrix libraries switch kernels, and with them last bits: batches are filled up to this
 CARD, WEIGHTS = "card.yaml", "model.safetensors"
 
 
@@ -112,7 +113,13 @@ class Pipeline:
         """
         config, card = config or self.card.sample, self.card
         sampler = lookup("sampler", config.sampler, SAMPLERS)
+        if config.guidance_scale != 1 and not card.model.num_classes:
+            raise UserError("guidance needs a network with classes; this one is unconditional: use guidance_scale 1")
+        if (config.guidance_channels or 0) > card.model.channels:
+            raise UserError(f"guidance_channels must be at most {card.model.channels}; got {config.guidance_channels}")
         labels, device = self.labels(class_labels), next(self.denoiser.parameters()).device
+        count = len(labels)
+        labels += labels[-1:] * (-count % ROWS)
         cond: Cond = {"label": torch.tensor(labels, device=device)} if card.model.num_classes else {}
         null: Cond = {name: torch.full_like(value, card.model.num_classes) for name, value in cond.items()}
         draws = Draws(seed, range(first, first + len(labels)), "sample")
@@ -125,12 +132,13 @@ class Pipeline:
             self.denoiser,
             cond,
             null,
-            config.guidance_scale if cond else 1.0,
+            config.guidance_scale,
             interval=config.guidance_interval,
             rescale=config.guidance_rescale,
             channels=config.guidance_channels,
         )
-        yield from sampler(denoise, x, times, process.path, noise=draws.normal)
+        for step in sampler(denoise, x, times, process.path, noise=draws.normal):
+            yield Step(step.t, step.x[:count], step.x0[:count])
 
     def space(self, size: tuple[int, int] | None) -> tuple[int, ...]:
         """Latent size of a picture size. UserError where codec and patch do not divide it."""

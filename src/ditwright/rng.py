@@ -24,7 +24,12 @@ class Draws:
     """One generator per sample of a batch; each call moves every one of them on by the same amount."""
 
     def __init__(self, seed: int, indices: Iterable[int], stream: str):
-        self.generators = [generator(seed, int(i), stream) for i in indices]
+        self.seed, self.indices, self.stream = seed, [int(i) for i in indices], stream
+        self.generators = [generator(seed, i, stream) for i in self.indices]
+
+    def again(self) -> Draws:
+        """The same draws from their beginning, to look at a batch a second time."""
+        return Draws(self.seed, self.indices, self.stream)
 
     def uniform(self) -> Tensor:
         """(B,) float64 in the open interval (0, 1), so that every inverse distribution function is finite."""

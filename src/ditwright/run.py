@@ -9,6 +9,7 @@ RUN/checkpoints/step-*/       card.yaml and model.safetensors (the average: what
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,9 +98,9 @@ def train(config: TrainConfig, output: Path) -> Path:
     SIGTERM and Ctrl-C save, say so, and leave by SystemExit.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parts = assemble(config, device)  # first: what does not fit leaves no trace in the folder
     with claimed(output):
         config = settle(config, output, device)
-        parts = assemble(config, device)
         done = resume(parts, output)
         if done >= config.steps:
             say(f"{output} is at step {done} of {config.steps}: nothing to do (ask for more with --steps)")
@@ -147,14 +148,16 @@ def ticks(config: TrainConfig, parts: Parts, done: int) -> Iterator[Tick]:
 def claimed(output: Path) -> Iterator[None]:
     """Hold the run folder for this process alone."""
     output.mkdir(parents=True, exist_ok=True)
-    with open(output / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is training in {str(output)!r}; wait for it, or choose another --output"
-            ) from error
+    folder = os.open(output, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process trains in {str(output)!r}; wait for it, or choose another --output"
+        ) from error
+    finally:
+        os.close(folder)
 
 
 def settle(config: TrainConfig, output: Path, device: torch.device) -> TrainConfig:

@@ -32,7 +32,7 @@ class ObjectiveConfig:
     times: str = "uniform"  # TIMES
     mean: float = 0.0  # of logit-normal and log-normal times
     std: float = 1.0
-    shift: float = 1.0  # above 1: more noise (Esser et al. 2024, eq. 23)
+    shift: float = 1.0  # above 1: more noise (Esser et al. 2024, resolution-dependent shift)
     weight: str = "uniform"  # WEIGHTS
     gamma: float = 5.0  # of min-snr
     importance: bool = False  # draw DDPM steps by the second moment of their loss (Nichol & Dhariwal 2021, Sec. 3.3)

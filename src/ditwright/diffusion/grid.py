@@ -22,7 +22,7 @@ def uniform(steps: int, high: float = 1.0) -> Tensor:
 
 
 def shifted(times: Tensor, shift: float) -> Tensor:
-    """A grid with more of its steps at high noise where shift > 1 (Esser et al. 2024, eq. 23)."""
+    """A grid with more of its steps at high noise where shift > 1 (Esser et al. 2024, resolution-dependent shift)."""
     return shift_time(times, shift)
 
 

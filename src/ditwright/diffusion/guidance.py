@@ -25,7 +25,7 @@ def guided(
     channels: int | None = None,
     **net: object,
 ) -> Denoise:
-    """null + scale (cond - null), for x0 and eps alike (Ho & Salimans 2022, eq. 6; docs/maths.md, eq. 12).
+    """null + scale (cond - null), for x0 and eps alike (Ho & Salimans 2022, eq. 6; docs/maths.md, eq. 13).
 
     `interval`: times at which guidance is on, as a share of the span (Kynkaanniemi et al. 2024); outside it only the
     condition is asked. `rescale`: how far to bring the spread of x0 back to the condition's (Lin et al. 2023, 3.4).

@@ -56,7 +56,7 @@ def _variance_preserving(log_abar: Tensor, slope: Tensor) -> Coeffs:
 
 @dataclass(frozen=True)
 class VP:
-    """The continuous variance-preserving diffusion with linear beta(t) (Song et al. 2021, eq. 33)."""
+    """The continuous variance-preserving diffusion with linear beta(t) (Song et al. 2021)."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0

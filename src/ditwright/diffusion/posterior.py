@@ -39,7 +39,7 @@ def posterior(path: Path, times: Tensor) -> Posterior:
 
 
 def log_variance(q: Posterior, i: Tensor, pred: Prediction) -> Tensor:
-    """Learned log variance of step i, between the posterior's and beta's (Nichol & Dhariwal 2021, eq. 15)."""
+    """Learned log variance of step i, between the posterior's and beta's (docs/maths.md, eq. 8)."""
     low, high = (v[i].to(pred.x0).reshape(-1, *(1,) * (pred.x0.ndim - 1)) for v in (q.log_var, q.log_beta))
     return low if pred.var is None else pred.var * high + (1 - pred.var) * low
 

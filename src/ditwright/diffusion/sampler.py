@@ -119,10 +119,10 @@ def sde(
     norm: float = 1.0,
     last: Literal["mean", "euler", "tweedie"] = "mean",
 ) -> Iterator[Step]:
-    """The reverse SDE with a free diffusion coefficient w(t), by Euler-Maruyama (Ma et al. 2024, eq. 4 and Table 3).
+    """The reverse SDE with a free diffusion coefficient w(t), by Euler-Maruyama (Ma et al. 2024).
 
-    dx = (v - w score) dt + sqrt(2 w) dW, backwards. The closing step to 0 draws no noise: "mean" takes the SDE's drift,
-    "euler" the flow's, "tweedie" x0 itself; `grid.with_last` gives it the paper's length.
+    dx = (v - w score) dt + sqrt(2 w) dW, backwards (docs/maths.md, eq. 12). The closing step to 0 draws no noise:
+    "mean" takes the SDE's drift, "euler" the flow's, "tweedie" x0 itself; `grid.with_last` gives it SiT's length.
     """
     w_at = lookup("diffusion form", diffusion, DIFFUSIONS)
     if last not in ("mean", "euler", "tweedie"):

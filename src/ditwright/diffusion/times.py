@@ -59,7 +59,7 @@ class LogNormal:
 
 @dataclass(frozen=True)
 class Shifted:
-    """Another distribution, moved to noise for shift > 1 (Esser et al. 2024, eq. 23)."""
+    """Another distribution, moved to noise for shift > 1 (Esser et al. 2024, resolution-dependent shift)."""
 
     times: Times
     shift: float

@@ -33,7 +33,7 @@ class TimeEmbed(nn.Module):
 
 
 class LabelEmbed(nn.Module):
-    """A table of class vectors: (B,) -> (B, D). Row `num_classes` is the null class, for guidance (eq. 12)."""
+    """A table of class vectors: (B,) -> (B, D). The last row, `num_classes`, is the null class, for guidance."""
 
     def __init__(self, num_classes: int, width: int):
         super().__init__()

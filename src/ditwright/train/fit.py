@@ -77,8 +77,11 @@ def fit(
             with autocast():
                 value = loss(ask, batch.x0, batch.cond, batch.draws).mean() / accumulate
             if not math.isfinite(value.item()):
-                where = first_nonfinite(denoiser, batch, autocast)
-                raise NonFinite(f"the loss of step {step + 1} is {value.item()}; first non-finite output: {where}")
+                with autocast():
+                    where = first_nonfinite(denoiser, lambda b=batch: loss(denoiser, b.x0, b.cond, b.draws.again()))
+                raise NonFinite(
+                    f"the loss of step {step + 1} is {value.item()}; first module with a non-finite output: {where}"
+                )
             value.backward()
             total, samples = total + value.item(), samples + len(batch.x0)
         norm = nn.utils.clip_grad_norm_(params, clip).item()
@@ -95,8 +98,9 @@ def fit(
         yield Tick(step + 1, total, norm, optim.param_groups[0]["lr"], samples)
 
 
-def first_nonfinite(denoiser: nn.Module, batch: Batch, autocast: Callable[[], AbstractContextManager]) -> str:
-    """The name of the first module, in order of execution, whose output is not finite at some noise level."""
+@torch.no_grad()
+def first_nonfinite(net: nn.Module, again: Callable[[], object]) -> str:
+    """The name of the first module, in order of execution, whose output is not finite when the step is done again."""
     found: list[str] = []
 
     def watch(name: str) -> Callable:
@@ -106,14 +110,10 @@ def first_nonfinite(denoiser: nn.Module, batch: Batch, autocast: Callable[[], Ab
 
         return hook
 
-    handles = [m.register_forward_hook(watch(name)) for name, m in denoiser.named_modules() if name]
+    handles = [module.register_forward_hook(watch(name)) for name, module in net.named_modules()]
     try:
-        with torch.no_grad(), autocast():
-            for t in (0.5, 0.01, 0.99):
-                denoiser(batch.x0, torch.full((len(batch.x0),), t, device=batch.x0.device), batch.cond)
+        again()
     finally:
         for handle in handles:
             handle.remove()
-    if found:
-        return f"module {found[0]!r}"
-    return "none of the modules" if batch.x0.isfinite().all() else "the data itself"
+    return repr(found[0]) if found else "none; the loss itself overflows"

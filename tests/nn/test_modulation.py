@@ -1,0 +1,67 @@
+"""How blocks hear the condition."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ditwright.nn.modulation import MODULATIONS, AdaLN, AdaLNZero, Plain
+
+WIDTH = 6
+
+
+def inputs():
+    return torch.randn(2, 5, WIDTH), torch.randn(2, WIDTH)
+
+
+def silent(mod):
+    """The modulation with its regression at zero."""
+    nn.init.zeros_(mod.lin.weight)
+    nn.init.zeros_(mod.lin.bias)
+    return mod
+
+
+@pytest.mark.parametrize("name", MODULATIONS)
+def test_the_shapes_of_every_modulation_are_those_of_its_input(name):
+    x, vec = inputs()
+    h, gate = MODULATIONS[name](WIDTH)(x, vec)
+    assert h.shape == x.shape
+    assert (gate * h).shape == x.shape
+
+
+@pytest.mark.parametrize("mod", [Plain(WIDTH), silent(AdaLN(WIDTH)), silent(AdaLNZero(WIDTH))])
+def test_at_the_start_every_modulation_is_a_layer_norm(mod):
+    x, vec = inputs()
+    torch.testing.assert_close(mod(x, vec)[0], F.layer_norm(x, (WIDTH,), eps=1e-6))
+
+
+def test_plain_norms_do_not_hear_the_condition_and_the_others_do():
+    x, vec = inputs()
+    for name, mod in ((name, make(WIDTH)) for name, make in MODULATIONS.items()):
+        assert torch.equal(mod(x, vec)[0], mod(x, -vec)[0]) == (name == "plain")
+
+
+def test_the_gate_of_adaln_zero_starts_shut_and_the_others_have_none():
+    x, vec = inputs()
+    assert (silent(AdaLNZero(WIDTH))(x, vec)[1] == 0).all()
+    assert Plain(WIDTH)(x, vec)[1] == AdaLN(WIDTH)(x, vec)[1] == 1.0
+
+
+@pytest.mark.parametrize(("make", "parts"), [(AdaLN, 2), (AdaLNZero, 3)])
+def test_the_regression_gives_shift_then_scale_then_gate(make, parts):
+    mod, (x, vec) = silent(make(WIDTH)), inputs()
+    numbers = [5.0, 7.0, 11.0][:parts]  # shift, scale, gate
+    with torch.no_grad():
+        mod.lin.bias.copy_(torch.tensor(numbers).repeat_interleave(WIDTH))
+    h, gate = mod(x, vec)
+    torch.testing.assert_close(h, F.layer_norm(x, (WIDTH,), eps=1e-6) * (1 + 7) + 5)
+    assert torch.as_tensor(gate).eq(numbers[2] if parts == 3 else 1).all()
+
+
+def test_each_sample_is_modulated_by_its_own_condition():
+    mod, (x, vec) = AdaLNZero(WIDTH), inputs()
+    h, gate = mod(x, vec)
+    for n in range(2):
+        alone_h, alone_gate = mod(x[n : n + 1], vec[n : n + 1])
+        torch.testing.assert_close(h[n : n + 1], alone_h)
+        torch.testing.assert_close(gate[n : n + 1], alone_gate)

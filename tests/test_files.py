@@ -1,0 +1,94 @@
+"""Files and folders are whole or absent, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ditwright.files import whole_file, whole_folder
+
+
+def put_file(path: Path, text: str) -> None:
+    with whole_file(path) as half:
+        half.write_text(text)
+
+
+def put_folder(path: Path, text: str) -> None:
+    with whole_folder(path) as half:
+        (half / "a").write_text(text)
+        (half / "b").write_text(text)
+
+
+PUTS = {"file": put_file, "folder": put_folder}
+
+
+def full_disk(*args: object, **kwargs: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture(params=PUTS)
+def put(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
+    return PUTS[request.param]
+
+
+def test_what_was_written_takes_its_place_and_leaves_nothing_beside(put, contents, tmp_path):
+    put(tmp_path / "it", "old")
+    old = contents(tmp_path)
+    put(tmp_path / "it", "new")
+    assert contents(tmp_path) == {name: b"new" for name in old}
+    assert set(old.values()) == {b"old"}
+
+
+def test_a_folder_is_replaced_and_not_mixed_with_the_old(tmp_path):
+    put_folder(tmp_path / "it", "old")
+    with whole_folder(tmp_path / "it") as half:
+        (half / "c").write_text("new")
+    assert [p.name for p in (tmp_path / "it").iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+@pytest.mark.parametrize("before", [True, False], ids=["replacing", "new"])
+def test_a_block_that_raises_changes_nothing(whole, before, contents, tmp_path):
+    if before:
+        PUTS["file" if whole is whole_file else "folder"](tmp_path / "it", "old")
+    old = contents(tmp_path)
+    with pytest.raises(KeyboardInterrupt), whole(tmp_path / "it") as half:
+        (half / "a" if whole is whole_folder else half).write_text("half of the new")
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == old
+    assert [p.name for p in tmp_path.iterdir()] == (["it"] if before else [])
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_refuses_leaves_the_old(call, put, contents, tmp_path, monkeypatch):
+    put(tmp_path / "it", "old")
+    old = contents(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, call, full_disk)
+        put(tmp_path / "it", "new")
+    assert contents(tmp_path) == old
+    put(tmp_path / "it", "new")
+    assert set(contents(tmp_path).values()) == {b"new"}
+
+
+def test_what_a_killed_process_left_is_neither_used_nor_kept(put, contents, tmp_path):
+    if put is put_folder:
+        (tmp_path / ".it.half").mkdir()
+        (tmp_path / ".it.half" / "stale").write_text("stale")
+    else:
+        (tmp_path / ".it.half").write_text("stale and longer than the new")
+    put(tmp_path / "it", "new")
+    assert set(contents(tmp_path).values()) == {b"new"}
+
+
+def test_files_reach_the_disk_before_they_take_their_place(put, tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (calls.append(name), real(*args)))
+    put(tmp_path / "it", "new")
+    assert calls[: calls.index("replace")].count("fsync") >= (2 if put is put_folder else 1)
