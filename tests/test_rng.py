@@ -37,6 +37,11 @@ def test_seed_index_and_stream_each_give_other_numbers(other):
     assert generator(0, 7, "train").random() != generator(*other).random()
 
 
+def test_sequences_of_neighbouring_samples_do_not_overlap():
+    numbers = [x for index in range(8) for x in generator(0, index, "train").random(1000)]
+    assert len(set(numbers)) == 8000
+
+
 def test_streams_of_one_sample_are_uncorrelated():
     a, b = (Draws(0, [0], stream).normal(torch.zeros(1, 10_000)) for stream in ("train", "sample"))
     assert abs((a * b).mean().item()) < 5 / math.sqrt(10_000)

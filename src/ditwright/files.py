@@ -24,7 +24,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder to fill; it becomes `path`, replacing what was there, if the block succeeds."""
-    half = path.with_name(f".{path.name}.half")
+    half, old = path.with_name(f".{path.name}.half"), path.with_name(f".{path.name}.old")
     shutil.rmtree(half, ignore_errors=True)  # left by a process that was killed
     half.mkdir(parents=True)
     try:
@@ -32,9 +32,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
         for file in half.iterdir():
             _sync(file)
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, old)
         os.replace(half, path)
         _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(half, ignore_errors=True)
 

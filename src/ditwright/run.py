@@ -11,10 +11,12 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -101,7 +103,8 @@ def train(config: TrainConfig, output: Path) -> Path:
     parts = assemble(config, device)  # first: what does not fit leaves no trace in the folder
     with claimed(output):
         config = settle(config, output, device)
-        done = resume(parts, output)
+        done, seconds = resume(parts, output)
+        start = time.perf_counter() - seconds  # as if the run had never stopped
         if done >= config.steps:
             say(f"{output} is at step {done} of {config.steps}: nothing to do (ask for more with --steps)")
             return checkpoint_path(output, done)
@@ -109,12 +112,13 @@ def train(config: TrainConfig, output: Path) -> Path:
         with Log(output, config.log, done, config.steps) as log, stop_asked() as asked:
             for tick in ticks(config, parts, done):
                 log.write(tick)
-                end = tick.step == config.steps or bool(asked)
-                if end or _due(tick.step, config.log.checkpoint_every):
-                    save(config, parts, output, tick.step)
-                if tick.step == config.steps or _due(tick.step, config.log.preview_every):
+                last = tick.step == config.steps
+                if last or asked or _due(tick.step, config.log.checkpoint_every):
+                    facts = {"step": tick.step, "seconds": time.perf_counter() - start}
+                    save(config, parts, output, facts)
+                if _due(tick.step, config.log.preview_every) or (last and config.log.preview_every):
                     preview(config, parts, output, tick.step)
-                if end:
+                if last or asked:
                     break
         if asked:
             say(f"{signal.Signals(asked[0]).name}: saved step {tick.step} of {config.steps}; the same command goes on")
@@ -189,24 +193,24 @@ def card(config: TrainConfig, data: Dataset) -> Card:
     return Card(config.model, config.process, config.codec, config.sample, data.class_names, (height, width))
 
 
-def save(config: TrainConfig, parts: Parts, output: Path, step: int) -> None:
+def save(config: TrainConfig, parts: Parts, output: Path, facts: dict[str, Any]) -> None:
     """Write a checkpoint whole, then forget the oldest."""
 
     def training_state(folder: Path) -> None:
-        save_state(folder, parts.denoiser, parts.optim, parts.ema, parts.loss, {"step": step})
+        save_state(folder, parts.denoiser, parts.optim, parts.ema, parts.loss, facts)
 
     pipeline = Pipeline(parts.ema.module, card(config, parts.data))
-    pipeline.save_pretrained(checkpoint_path(output, step), also=training_state)
+    pipeline.save_pretrained(checkpoint_path(output, facts["step"]), also=training_state)
     forget_all_but(output, config.log.keep)
 
 
-def resume(parts: Parts, output: Path) -> int:
-    """Bring the parts to the newest checkpoint of a run; how many steps are done."""
+def resume(parts: Parts, output: Path) -> tuple[int, float]:
+    """Bring the parts to the newest checkpoint of a run: how many steps are done, in how many seconds."""
     if not (found := checkpoints(output)):
-        return 0
+        return 0, 0.0
     average = read_safetensors(found[-1] / WEIGHTS)
     facts = load_state(found[-1], parts.denoiser, parts.optim, parts.ema, parts.loss, average)
-    return facts["step"]
+    return facts["step"], facts["seconds"]
 
 
 def preview(config: TrainConfig, parts: Parts, output: Path, step: int) -> None:

@@ -62,6 +62,12 @@ def test_gradients_of_plain_products_are_those_of_the_fused_kernel(masked):
         assert ours[2][:, :, 4:].abs().max() == 0  # what is masked learns nothing
 
 
+def test_a_query_without_any_key_reads_nothing_either_way():
+    mask = torch.tensor([[True] * 7, [False] * 7])
+    for out in both_ways(*inputs(5, 7), mask):
+        assert (out[1] == 0).all()
+
+
 def test_the_result_keeps_the_number_format_while_training():
     q, k, v = (x.bfloat16() for x in inputs(5, 7))
     trained, sampled = both_ways(q, k, v)

@@ -159,6 +159,17 @@ def test_a_block_adds_its_branches_in_order_and_a_runner_its_blocks():
     assert out.item() == 3 * (2 * 5 + 3)
 
 
+def test_a_lane_reads_queries_keys_and_values_in_this_order_and_turns_the_first_two():
+    lane, (x,), vec = attention_lane(), streams(6), torch.randn(2, WIDTH)
+    turn = rope(torch.arange(6.0).reshape(1, 6, 1), (4,))
+    thirds = lane.qkv(lane.mod(x, vec)[0]).split(WIDTH, -1)
+    plain = [part.unflatten(-1, (HEADS, 4)).transpose(1, 2) for part in thirds]
+    for got, want in zip(lane.read(x, vec, None)[0], plain, strict=True):
+        torch.testing.assert_close(got, want)
+    for got, want in zip(lane.read(x, vec, turn)[0], (turn(plain[0]), turn(plain[1]), plain[2]), strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_a_one_token_sequence_attends_to_itself():
     lane, (x,), ctx = attention_lane(), streams(1), context(1)
     h, _ = lane.mod(x, ctx.vec)

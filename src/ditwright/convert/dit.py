@@ -45,6 +45,8 @@ def infer(state: State, heads: int | None = None) -> DiTConfig:
 
     if len(shape("x_embedder.proj.weight")) != 4 or len(shape("y_embedder.embedding_table.weight")) != 2:
         raise UserError("'x_embedder.proj.weight' must have 4 axes and 'y_embedder.embedding_table.weight' 2")
+    if len(shape("final_layer.linear.bias")) != 1 or len(shape("blocks.0.mlp.fc1.weight")) != 2:
+        raise UserError("'final_layer.linear.bias' must have 1 axis and 'blocks.0.mlp.fc1.weight' 2")
     width, channels, *patch = shape("x_embedder.proj.weight")
     numbers = {int(key.split(".")[1]) for key in state if key.startswith("blocks.") and key.split(".")[1].isdecimal()}
     if numbers != set(range(len(numbers))) or not numbers:
@@ -56,7 +58,7 @@ def infer(state: State, heads: int | None = None) -> DiTConfig:
         )
     return DiTConfig(
         width=width,
-        heads=heads or known[width],
+        heads=known[width] if heads is None else heads,
         stages=(Stage(len(numbers)),),
         patch=tuple(patch),
         channels=channels,
@@ -66,13 +68,23 @@ def infer(state: State, heads: int | None = None) -> DiTConfig:
     )
 
 
+def expected(config: DiTConfig) -> list[str]:
+    """Every key that a checkpoint of this layout must have."""
+    parts = ["x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2"]
+    branches = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
+    parts += [f"blocks.{i}.{branch}" for i in range(config.depth) for branch in branches]
+    parts += ["final_layer.linear", "final_layer.adaLN_modulation.1"]
+    return ["y_embedder.embedding_table.weight", *(f"{part}.{end}" for part in parts for end in ("weight", "bias"))]
+
+
 def check_positions(state: State, config: DiTConfig) -> None:
     """The stored table is dropped, because it is computed; but only if it is the one that we compute."""
     if (stored := state.get("pos_embed")) is None:
         return
-    side = math.isqrt(stored.shape[1])
+    side = math.isqrt(stored.shape[1]) if stored.ndim == 3 else 0
     ours = sincos(grid_positions((side, side)), config.width, config.sincos)
-    if ours.shape != stored.shape or (ours - stored.float()).abs().max() > 1e-4:
+    tolerance = max(1e-4, torch.finfo(stored.dtype).eps)
+    if ours.shape != stored.shape or (ours - stored.float()).abs().max() > tolerance:
         raise UserError(
             "'pos_embed' is not the sin-cos table of a square grid; this checkpoint is not an original DiT's"
         )

@@ -34,9 +34,11 @@ def load(path_or_state_dict: str | Path | State, *, family: str = "dit", heads: 
             f"'final_layer.linear' gives {config.out_channels} channels; the input has {config.channels}: "
             "expected as many, or twice as many where the variance is learned"
         )
-    renamed = {name: tensor.float() for name, tensor in rename(state, table.RULES).items()}
+    if missing := [key for key in table.expected(config) if key not in state]:
+        raise UserError(f"the checkpoint lacks the key {missing[0]!r}")
+    renamed, source = rename(state, table.RULES)
     table.check_positions(state, config)
     with torch.device("meta"):
         net = DiT(config)
-    load_strictly(net.to_empty(device="cpu"), renamed)
+    load_strictly(net.to_empty(device="cpu"), renamed, source)
     return Denoiser(net, process_from(ProcessConfig("ddpm", "noise", learned_var=learned_var))).eval()

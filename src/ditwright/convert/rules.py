@@ -18,9 +18,10 @@ Transform = Callable[[Tensor], "Tensor | Sequence[Tensor]"]
 Rule = tuple[str, "str | tuple[str, ...] | None", "Transform | None"]
 
 
-def rename(state: State, rules: Sequence[Rule]) -> State:
-    """Apply a table. UserError for a key that no rule or more than one matches."""
+def rename(state: State, rules: Sequence[Rule]) -> tuple[State, dict[str, str]]:
+    """Apply a table: tensors by new name, and the key that each came from. UserError unless one rule knows each key."""
     renamed: State = {}
+    source: dict[str, str] = {}
     for key, tensor in state.items():
         hits = [(m, new, transform) for pattern, new, transform in rules if (m := re.fullmatch(pattern, key))]
         if len(hits) != 1:
@@ -29,11 +30,12 @@ def rename(state: State, rules: Sequence[Rule]) -> State:
         match, new, transform = hits[0]
         if new is None:
             continue
-        names = (new,) if isinstance(new, str) else new
+        names = [match.expand(name) for name in ((new,) if isinstance(new, str) else new)]
         parts = transform(tensor) if transform else tensor
         parts = (parts,) if isinstance(parts, Tensor) else parts
-        renamed |= {match.expand(name): part for name, part in zip(names, parts, strict=True)}
-    return renamed
+        renamed |= zip(names, parts, strict=True)
+        source |= dict.fromkeys(names, key)
+    return renamed, source
 
 
 def read_state(path: str | Path) -> State:

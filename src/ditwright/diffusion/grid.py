@@ -34,8 +34,8 @@ def karras_rho(steps: int, low: float = 0.002, high: float = 80.0, rho: float = 
 
 
 def with_last(times: Tensor, last: float = 0.04) -> Tensor:
-    """A grid squeezed into [last, 1], and one closing step to 0: SiT's stochastic sampler (Ma et al. 2024)."""
-    return torch.cat((last + (1 - last) * times / times[0], times.new_zeros(1)))
+    """A grid squeezed above `last`, and one closing step to 0: SiT's stochastic sampler (Ma et al. 2024)."""
+    return torch.cat((last + (times[0] - last) * times / times[0], times.new_zeros(1)))
 
 
 def full(steps: int) -> Tensor:
@@ -85,7 +85,7 @@ def _whole(part: str, text: str) -> int:
 
 def grid_for(process: Process, steps: int) -> Tensor:
     """The grid that suits a process: table steps for DDPM, rho-spaced levels for karras, else equal steps."""
-    if isinstance(process.path, DDPM):
-        return respaced(process.path.steps, spaced(process.path.steps, steps))
     low, high = process.span
+    if isinstance(process.path, DDPM):
+        return respaced(process.path.steps, spaced(round(process.path.steps * high), steps))
     return karras_rho(steps, max(low, 0.002), high) if process.path is karras else uniform(steps, high)

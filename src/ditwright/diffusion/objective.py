@@ -15,7 +15,7 @@ from ..errors import UserError, lookup
 from ..rng import Draws
 from .config import ObjectiveConfig
 from .grid import full
-from .path import DDPM, Coeffs, coeffs_like
+from .path import DDPM, Coeffs, coeffs_like, karras
 from .posterior import VariationalBound
 from .process import Cond, Process
 from .target import Prediction
@@ -116,27 +116,33 @@ class SecondMoment(nn.Module):
             self.counts[step] += 1
 
 
-TIMES = {
-    "uniform": lambda config, process: Uniform(process.span),
-    "discrete": lambda config, process: Discrete(process.path.steps if isinstance(process.path, DDPM) else 1000),
-    "logit-normal": lambda config, process: LogitNormal(config.mean, config.std),
-    "log-normal": lambda config, process: LogNormal(config.mean, config.std),
-}
 WEIGHTS = {
     "uniform": lambda config, process: uniform,
     "min-snr": lambda config, process: MinSNR(config.gamma),
     "edm": lambda config, process: EDMWeight(getattr(process.target, "sigma_data", 0.5)),
+}
+TIMES = {
+    "uniform": lambda config, process: Uniform(process.span),
+    "discrete": lambda config, process: Discrete(process.path.steps),
+    "logit-normal": lambda config, process: LogitNormal(config.mean, config.std),
+    "log-normal": lambda config, process: LogNormal(config.mean, config.std),
 }
 
 
 def objective_from(config: ObjectiveConfig, process: Process) -> Loss:
     """The loss that a configuration names, for a process. UserError where the two do not fit."""
     steps = process.path.steps if isinstance(process.path, DDPM) else 0
-    if (config.importance or process.learned_var) and not steps:
-        raise UserError("importance sampling and learned variance need the steps of a DDPM path: ddpm or ddpm-cosine")
-    times = lookup("times", config.times, TIMES)(config, process)
+    make_times, make_weight = lookup("times", config.times, TIMES), lookup("weight", config.weight, WEIGHTS)
+    on_table = config.times == "discrete" and config.shift == 1
+    if (config.times == "discrete" or config.importance or process.learned_var) and not steps:
+        raise UserError("discrete times, importance sampling and learned variance need a DDPM path: ddpm, ddpm-cosine")
+    if (config.importance or process.learned_var) and not on_table:
+        raise UserError("importance sampling and learned variance need objective.times discrete and objective.shift 1")
+    if (config.times == "log-normal") != (process.path is karras) and config.times != "uniform":
+        raise UserError("log-normal times are noise levels: for the karras path and no other; it takes uniform besides")
+    times = make_times(config, process)
+    terms = (VariationalBound(process.path, full(steps)),) if process.learned_var else ()
     if config.shift != 1:
         times = Shifted(times, config.shift)
-    terms = (VariationalBound(process.path, full(steps)),) if process.learned_var else ()
-    objective = Objective(process, times, lookup("weight", config.weight, WEIGHTS)(config, process), terms)
+    objective = Objective(process, times, make_weight(config, process), terms)
     return SecondMoment(objective, steps) if config.importance else objective

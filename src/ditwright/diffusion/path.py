@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
 
 class Coeffs(NamedTuple):
     """alpha, sigma and their derivatives in t."""
@@ -71,18 +73,30 @@ class DDPM:
     """A table of discrete steps (Ho et al. 2020). Index i = 0 ... steps-1 of the originals is t = (i + 1) / steps here.
 
     `linear` betas run from 1e-4 to 0.02 at 1000 steps and scale with their number; `cosine` is the squared cosine of
-    Nichol & Dhariwal 2021, eq. 17, with betas of at most 0.999. Between the steps log(abar) is linear.
+    Nichol & Dhariwal 2021, eq. 17, with betas of at most 0.999. Between the steps log(abar) is linear, and so is its
+    derivative between their middles, which keeps `heun` of second order.
     """
 
     schedule: Literal["linear", "cosine"] = "linear"
     steps: int = 1000
 
+    def __post_init__(self) -> None:
+        if self.steps < 2 or (self.schedule == "linear" and self.steps <= 20):
+            raise UserError(
+                f"a {self.schedule} DDPM table of {self.steps} steps adds all noise at once; take more steps"
+            )
+
     def __call__(self, t: Tensor) -> Coeffs:
         table = _log_abar(self.schedule, self.steps).to(t.device, torch.promote_types(t.dtype, torch.float32))
         place = (t * self.steps).clamp(0, self.steps)
-        low = place.detach().floor().clamp(max=self.steps - 1).long()
-        slope = table[low + 1] - table[low]
-        return _variance_preserving(table[low] + (place - low) * slope, slope * self.steps)
+        slope = _between(table.diff(), (place - 0.5).clamp(0, self.steps - 1))  # at a step: the mean of its two sides
+        return _variance_preserving(_between(table, place), slope * self.steps)
+
+
+def _between(table: Tensor, place: Tensor) -> Tensor:
+    """Linear interpolation of a table (N,) at places 0 ... N-1."""
+    low = place.detach().floor().clamp(max=len(table) - 2).long()
+    return table[low] + (place - low) * (table[low + 1] - table[low])
 
 
 def betas(schedule: str, steps: int) -> Tensor:

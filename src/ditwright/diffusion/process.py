@@ -54,7 +54,7 @@ class Process:
             raise UserError(f"span must be two times 0 <= low < high; got {self.span}")
         t = torch.linspace(high, low, 9, dtype=torch.float64)[: 9 if low > 0 else 8]
         det = determinant(self.path(t), self.target)
-        bad = ~(det.isfinite() & (det.abs() > 1e-9))
+        bad = ~(det.isfinite() & (det.abs() > 1e-9) & (det.sign() == det[0].sign()))
         if bad.any():
             raise UserError(
                 f"target {_name(self.target)} cannot be decoded on path {_name(self.path)} at t = {t[bad][0]:g}; "

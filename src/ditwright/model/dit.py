@@ -6,6 +6,7 @@ B batch, C channels, L tokens, D width, A axes.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def make_block(config: DiTConfig, stage: Stage) -> Block:
     branches["attn"] = JointAttention({"x": AttentionLane(width, heads, mod(width), qk_norm=config.qk_norm)})
     if stage.cross:
         branches["cross"] = CrossAttention(width, heads, mod(width))
-    branches["mlp"] = Feed({"x": FeedLane(width, int(width * config.mlp_ratio), mod(width))})
+    branches["mlp"] = Feed({"x": FeedLane(width, round(width * config.mlp_ratio), mod(width))})
     return Block(branches)
 
 
@@ -64,8 +65,9 @@ class DiT(nn.Module):
         config, image = self.config, self.patchify(x)
         parts = [self.time(t)] + [embed(self._given(cond, name)) for name, embed in self.vectors.items()]
         condition = Tokens(torch.stack(parts, 1), image.pos.new_zeros(1, len(parts), len(config.patch)))
-        table = sincos(image.pos, config.width, config.sincos) if config.sincos else 0.0
-        streams = [Tokens(image.x + table, image.pos), *([condition] if config.context == "stream" else [])]
+        if config.sincos:
+            image = replace(image, x=image.x + sincos(image.pos, config.width, config.sincos).to(image.x))
+        streams = [image, *([condition] if config.context == "stream" else [])]
         ctx = Context(
             vec=condition.x.sum(1),
             rope=tuple(rope(s.pos, config.rope) if config.rope else None for s in streams),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -11,15 +12,21 @@ from ..errors import UserError
 State = dict[str, Tensor]
 
 
-def load_strictly(net: nn.Module, state: State) -> None:
-    """Fill a network to the last key. UserError naming the first key that is missing, unknown or misshapen."""
+def load_strictly(net: nn.Module, state: State, source: Mapping[str, str] | None = None) -> None:
+    """Fill a network to the last key. UserError naming the first key that is missing, unknown or misshapen.
+
+    `source`: what the keys were called in the file, where they were renamed.
+    """
+    called = source or {}
     own = net.state_dict()
     for name, tensor in own.items():
         if name not in state:
             raise UserError(f"the checkpoint lacks the key for {name!r}")
         if state[name].shape != tensor.shape:
             got, want = tuple(state[name].shape), tuple(tensor.shape)
-            raise UserError(f"the checkpoint's tensor for {name!r} has shape {got}; the network needs {want}")
+            raise UserError(
+                f"the checkpoint's tensor for {called.get(name, name)!r} has shape {got}; the network needs {want}"
+            )
     if extra := sorted(state.keys() - own.keys()):
         raise UserError(f"the network has no place for the checkpoint's key {extra[0]!r}")
     net.load_state_dict(state)

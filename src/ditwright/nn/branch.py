@@ -51,6 +51,13 @@ def lanes_for(lanes: Iterable[nn.Module], streams: int) -> list[Any]:
     return lanes * streams if len(lanes) == 1 else lanes
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMS norm of queries or keys, in the precision of its weight (Dehghani et al. 2023)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x)
+
+
 class AttentionLane(nn.Module):
     """One stream's way into and out of joint attention: its norm, projections and gate."""
 
@@ -58,8 +65,8 @@ class AttentionLane(nn.Module):
         super().__init__()
         self.heads, self.mod = heads, mod
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.q_norm = HeadNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
 
     def read(self, x: Tensor, vec: Tensor, rope: Rope | None) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | float]:
         h, gate = self.mod(x, vec)
