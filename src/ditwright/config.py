@@ -45,11 +45,19 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"there is no config file {str(path)!r}")
     try:
         data = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{str(path)!r} must hold keys and values; it holds {type(data).__name__}")
     return data
+
+
+def read_yaml(cls: type[T], path: str | Path) -> T:
+    """The dataclass that a YAML file holds; errors name the file."""
+    try:
+        return from_dict(cls, load_yaml(path))
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{str(path)!r}: {error}") from None
 
 
 def dump_yaml(config: Any) -> str:

@@ -25,7 +25,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder to fill; it becomes `path`, replacing what was there, if the block succeeds."""
     half, old = path.with_name(f".{path.name}.half"), path.with_name(f".{path.name}.old")
-    shutil.rmtree(half, ignore_errors=True)  # left by a process that was killed
+    _tidy(path, half, old)  # what a killed process left
     half.mkdir(parents=True)
     try:
         yield half
@@ -35,9 +35,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(half, path)
         _sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(half, ignore_errors=True)
+        _tidy(path, half, old)
+
+
+def _tidy(path: Path, half: Path, old: Path) -> None:
+    """Put the old folder back where no new one took its place, and remove what is left over."""
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+    shutil.rmtree(half, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

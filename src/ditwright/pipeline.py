@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .codec.base import codec_from
 from .codec.config import CodecConfig
-from .config import dump_yaml, from_dict, load_yaml
+from .config import dump_yaml, read_yaml
 from .diffusion.config import ProcessConfig, SampleConfig
 from .diffusion.grid import grid_for
 from .diffusion.guidance import guided
 from .diffusion.process import Cond, Denoiser, process_from
-from .diffusion.sampler import SAMPLERS, Step
+from .diffusion.sampler import SAMPLERS, Sampler, Step
 from .errors import UserError, did_you_mean, lookup
 from .files import whole_folder
 from .model.config import DiTConfig
@@ -63,7 +64,7 @@ class Pipeline:
     def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> Pipeline:
         """From a run folder (its newest checkpoint) or a checkpoint folder. UserError where a part is missing."""
         folder = find_checkpoint(Path(path))
-        card = from_dict(Card, load_yaml(folder / CARD))
+        card = read_yaml(Card, folder / CARD)
         state = read_safetensors(folder / WEIGHTS)
         with torch.device("meta"):
             net = DiT(card.model)
@@ -87,8 +88,8 @@ class Pipeline:
             return [0] * len(given)
         found = []
         for label in given:
-            number = names.index(label) if label in names else int(label) if str(label).lstrip("-").isdecimal() else -1
-            if not 0 <= number < count:
+            number = names.index(label) if label in names else int(label) if str(label).isdecimal() else count
+            if number >= count:
                 known = f"0 to {count - 1}" + (f", or names such as {', '.join(names[:5])}" if names else "")
                 raise UserError(
                     f"class label {label!r} is not known; allowed: {known}{did_you_mean(str(label), names)}"
@@ -112,21 +113,14 @@ class Pipeline:
         `config` is given.
         """
         config, card = config or self.card.sample, self.card
-        sampler = lookup("sampler", config.sampler, SAMPLERS)
-        if config.guidance_scale != 1 and not card.model.num_classes:
-            raise UserError("guidance needs a network with classes; this one is unconditional: use guidance_scale 1")
-        if (config.guidance_channels or 0) > card.model.channels:
-            raise UserError(f"guidance_channels must be at most {card.model.channels}; got {config.guidance_channels}")
+        sampler, times, space = self.plan(config, size)
         labels, device = self.labels(class_labels), next(self.denoiser.parameters()).device
         count = len(labels)
         labels += labels[-1:] * (-count % ROWS)
         cond: Cond = {"label": torch.tensor(labels, device=device)} if card.model.num_classes else {}
         null: Cond = {name: torch.full_like(value, card.model.num_classes) for name, value in cond.items()}
-        draws = Draws(seed, range(first, first + len(labels)), "sample")
-        space = self.space(size)
-        process = self.denoiser.process
-        times = grid_for(process, config.num_inference_steps)
-        sigma = max(1.0, process.path(times[:1]).sigma.item())  # unit noise, as in the originals; more on karras
+        draws, path = Draws(seed, range(first, first + len(labels)), "sample"), self.denoiser.process.path
+        sigma = max(1.0, path(times[:1]).sigma.item())  # unit noise, as in the originals; more on karras
         x = draws.normal(torch.empty(len(labels), card.model.channels, *space, device=device)) * sigma
         denoise = guided(
             self.denoiser,
@@ -137,18 +131,29 @@ class Pipeline:
             rescale=config.guidance_rescale,
             channels=config.guidance_channels,
         )
-        for step in sampler(denoise, x, times, process.path, noise=draws.normal):
+        for step in sampler(denoise, x, times, path, noise=draws.normal):
             yield Step(step.t, step.x[:count], step.x0[:count])
 
-    def space(self, size: tuple[int, int] | None) -> tuple[int, ...]:
-        """Latent size of a picture size. UserError where codec and patch do not divide it."""
-        size, unit = size or self.card.image_size, [self.codec.factor * p for p in self.card.model.patch]
+    def plan(
+        self, config: SampleConfig, size: tuple[int, int] | None = None
+    ) -> tuple[Sampler, Tensor, tuple[int, ...]]:
+        """Sampler, times and latent size for some settings. UserError where they ask for what cannot be done."""
+        model, size = self.card.model, size or self.card.image_size
+        if config.guidance_scale != 1 and not model.num_classes:
+            raise UserError("guidance needs a network with classes; this one is unconditional: use guidance_scale 1")
+        if (config.guidance_channels or 0) > model.channels:
+            raise UserError(f"guidance_channels must be at most {model.channels}; got {config.guidance_channels}")
+        unit = [self.codec.factor * p for p in model.patch]
+        if len(unit) != 2:
+            raise UserError(f"pictures have 2 axes; the network's patch {model.patch} has {len(unit)}")
         if any(s < 1 or s % u for s, u in zip(size, unit, strict=True)):
             raise UserError(
                 f"picture size {size[0]}x{size[1]} is not divisible by {unit[0]}x{unit[1]} (codec times patch); "
                 "choose multiples of it"
             )
-        return tuple(s // self.codec.factor for s in size)
+        space = tuple(s // self.codec.factor for s in size)
+        sampler = lookup("sampler", config.sampler, SAMPLERS)
+        return sampler, grid_for(self.denoiser.process, config.num_inference_steps), space
 
     def frames(self, class_labels: Sequence[int | str | None], **settings: Any) -> Iterator[Frame]:
         """Like `steps`, decoded to pictures."""

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from .codec.base import Codec, codec_from
-from .config import differences, dump_yaml, from_dict, load_yaml, to_dict
+from .config import differences, dump_yaml, read_yaml, to_dict
 from .data.base import Dataset, drop, item
 from .data.sources import SOURCES
 from .diffusion.objective import Loss, objective_from
@@ -70,6 +70,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         )
     if config.model.channels != channels:
         raise UserError(f"model.channels is {config.model.channels}; the codec gives {channels}")
+    codec.encode(data.images[:1])
     process = process_from(config.process)
     denoiser = Denoiser(build(config.model, config.seed), process).to(device)
     ema = EMA(denoiser, config.optim.ema)
@@ -77,7 +78,9 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         for block in denoiser.net.blocks:
             block.compile()
     loss = objective_from(config.objective, process)
-    return Parts(denoiser, loss, adamw(denoiser, config.optim), ema, data, codec, device)
+    parts = Parts(denoiser, loss, adamw(denoiser, config.optim), ema, data, codec, device)
+    sampled_by(config, parts).plan(config.sample)
+    return parts
 
 
 def batches(config: TrainConfig, parts: Parts, place: int) -> Iterator[Batch]:
@@ -113,12 +116,12 @@ def train(config: TrainConfig, output: Path) -> Path:
             for tick in ticks(config, parts, done):
                 log.write(tick)
                 last = tick.step == config.steps
-                if last or asked or _due(tick.step, config.log.checkpoint_every):
-                    facts = {"step": tick.step, "seconds": time.perf_counter() - start}
-                    save(config, parts, output, facts)
                 if _due(tick.step, config.log.preview_every) or (last and config.log.preview_every):
-                    preview(config, parts, output, tick.step)
-                if last or asked:
+                    preview(config, parts, output, tick.step)  # before the checkpoint: a kill between them repeats it
+                leaves = last or bool(asked)
+                if leaves or _due(tick.step, config.log.checkpoint_every):
+                    save(config, parts, output, {"step": tick.step, "seconds": time.perf_counter() - start})
+                if leaves:
                     break
         if asked:
             say(f"{signal.Signals(asked[0]).name}: saved step {tick.step} of {config.steps}; the same command goes on")
@@ -154,12 +157,11 @@ def claimed(output: Path) -> Iterator[None]:
     output.mkdir(parents=True, exist_ok=True)
     folder = os.open(output, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process trains in {str(output)!r}; wait, or choose another --output") from None
         yield
-    except BlockingIOError as error:
-        raise UserError(
-            f"another process trains in {str(output)!r}; wait for it, or choose another --output"
-        ) from error
     finally:
         os.close(folder)
 
@@ -168,7 +170,7 @@ def settle(config: TrainConfig, output: Path, device: torch.device) -> TrainConf
     """The configuration as it will run, kept in the run folder; checked against the one that is there."""
     path = output / "config.yaml"
     if path.exists():
-        there = from_dict(TrainConfig, load_yaml(path))
+        there = read_yaml(TrainConfig, path)
         if config.precision == "auto":
             config = replace(config, precision=there.precision)
         changed = differences(to_dict(there), to_dict(config))
@@ -178,6 +180,7 @@ def settle(config: TrainConfig, output: Path, device: torch.device) -> TrainConf
                     f"{str(output)!r} holds another run: {key} is {old} there and {new} now; "
                     "choose another --output, or the settings of that run"
                 )
+        for key, (old, new) in changed.items():
             say(f"{key}: {old} -> {new}")
     elif checkpoints(output) or (output / "metrics.jsonl").exists():
         raise UserError(f"{str(output)!r} holds a run without its config.yaml; choose another --output")
@@ -187,10 +190,11 @@ def settle(config: TrainConfig, output: Path, device: torch.device) -> TrainConf
     return config
 
 
-def card(config: TrainConfig, data: Dataset) -> Card:
-    """What the run's checkpoints say of themselves."""
-    height, width = data.images.shape[1:3]
-    return Card(config.model, config.process, config.codec, config.sample, data.class_names, (height, width))
+def sampled_by(config: TrainConfig, parts: Parts) -> Pipeline:
+    """The averaged weights, and what a checkpoint says of itself."""
+    names, (height, width) = parts.data.class_names, parts.data.images.shape[1:3]
+    card = Card(config.model, config.process, config.codec, config.sample, names, (height, width))
+    return Pipeline(parts.ema.module, card)
 
 
 def save(config: TrainConfig, parts: Parts, output: Path, facts: dict[str, Any]) -> None:
@@ -199,8 +203,7 @@ def save(config: TrainConfig, parts: Parts, output: Path, facts: dict[str, Any])
     def training_state(folder: Path) -> None:
         save_state(folder, parts.denoiser, parts.optim, parts.ema, parts.loss, facts)
 
-    pipeline = Pipeline(parts.ema.module, card(config, parts.data))
-    pipeline.save_pretrained(checkpoint_path(output, facts["step"]), also=training_state)
+    sampled_by(config, parts).save_pretrained(checkpoint_path(output, facts["step"]), also=training_state)
     forget_all_but(output, config.log.keep)
 
 
@@ -215,10 +218,9 @@ def resume(parts: Parts, output: Path) -> tuple[int, float]:
 
 def preview(config: TrainConfig, parts: Parts, output: Path, step: int) -> None:
     """A grid of samples from the averaged weights, the same noise every time: a row per class, at most ten."""
-    pipeline = Pipeline(parts.ema.module, card(config, parts.data))
     classes = min(10, config.model.num_classes)
     labels = [label for label in range(classes) for _ in range(8)] or [None] * 64
-    pictures = pipeline(labels, seed=config.seed)
+    pictures = sampled_by(config, parts)(labels, seed=config.seed)
     (output / "samples").mkdir(exist_ok=True)
     save_png(grid(pictures, columns=8), output / "samples" / f"step-{step:08d}.png")
 

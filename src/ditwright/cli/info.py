@@ -61,10 +61,12 @@ def describe(config: DiTConfig, size: list[int]) -> dict[str, Any]:
 
 
 def by(size: list[int]) -> str:
+    """[256, 256] as "256 x 256"."""
     return " x ".join(map(str, size))
 
 
 def as_text(facts: dict[str, Any]) -> str:
+    """The facts as an aligned table."""
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in facts["macs_by_part"].items() if value > 5e6)
     rows = {
         "network": f"{facts['name']}, {facts['conditioning']}",

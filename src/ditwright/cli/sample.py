@@ -53,7 +53,7 @@ def run(words: list[str]) -> int:
     config = merge(pipe.card.sample, {key: args[key] for key in fields if args.get(key) is not None})
     labels = pipe.labels(args["class_labels"] or default_labels(pipe.card.model.num_classes, args["num_images"]))
     named = [label if pipe.card.model.num_classes else None for label in labels]
-    pipe.space(args["size"])  # refuse a bad size before any work
+    pipe.plan(config, args["size"])  # what cannot be done is refused before any work
     total = config.num_inference_steps * -(-len(named) // config.batch_size)
     with tqdm(total=total, unit="step", disable=not sys.stderr.isatty()) as bar:
         pictures = pipe(named, seed=args["seed"], size=args["size"], progress=bar.update, **asdict(config))

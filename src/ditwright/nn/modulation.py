@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 
 def layer_norm(width: int, affine: bool = False) -> nn.LayerNorm:
+    """DiT's norm: without weights of its own unless `affine`."""
     return nn.LayerNorm(width, elementwise_affine=affine, eps=1e-6)
 
 

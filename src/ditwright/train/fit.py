@@ -84,18 +84,21 @@ def fit(
                 )
             value.backward()
             total, samples = total + value.item(), samples + len(batch.x0)
-        norm = nn.utils.clip_grad_norm_(params, clip).item()
-        if not math.isfinite(norm):
+        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        if not norm.isfinite():
             grads = ((name, p.grad) for name, p in denoiser.named_parameters() if p.grad is not None)
-            where = next(name for name, grad in grads if not grad.isfinite().all())
-            raise NonFinite(f"the gradient of step {step + 1} is {norm}; first non-finite gradient: {where!r}")
+            where = next(
+                (repr(name) for name, grad in grads if not grad.isfinite().all()), "none; their norm overflows"
+            )
+            raise NonFinite(f"the gradient of step {step + 1} is {norm}; first non-finite gradient: {where}")
+        nn.utils.clip_grads_with_norm_(params, clip, norm)
         for group, lr in zip(optim.param_groups, base, strict=True):
             group["lr"] = lr * schedule(step)
         optim.step()
         optim.zero_grad()
         if ema is not None:
             ema.update()
-        yield Tick(step + 1, total, norm, optim.param_groups[0]["lr"], samples)
+        yield Tick(step + 1, total, norm.item(), optim.param_groups[0]["lr"], samples)
 
 
 @torch.no_grad()

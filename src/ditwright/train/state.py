@@ -62,7 +62,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """The JSON beside the tensors."""
     try:
         return json.loads((folder / FACTS).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{str(folder / FACTS)!r} is missing or damaged ({error})") from error
 
 
