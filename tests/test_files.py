@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -26,8 +28,16 @@ def put_folder(path: Path, text: str) -> None:
 PUTS = {"file": put_file, "folder": put_folder}
 
 
-def full_disk(*args: object, **kwargs: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def failing(real: Callable, after: int) -> Callable:
+    """A call that does as it should so many times, and then finds the disk full."""
+    calls = count()
+
+    def call(*args: object, **kwargs: object) -> object:
+        if next(calls) == after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args, **kwargs)
+
+    return call
 
 
 @pytest.fixture(params=PUTS)
@@ -39,7 +49,7 @@ def test_what_was_written_takes_its_place_and_leaves_nothing_beside(put, content
     put(tmp_path / "it", "old")
     old = contents(tmp_path)
     put(tmp_path / "it", "new")
-    assert contents(tmp_path) == {name: b"new" for name in old}
+    assert contents(tmp_path) == dict.fromkeys(old, b"new")
     assert set(old.values()) == {b"old"}
 
 
@@ -56,33 +66,49 @@ def test_a_block_that_raises_changes_nothing(whole, before, contents, tmp_path):
     if before:
         PUTS["file" if whole is whole_file else "folder"](tmp_path / "it", "old")
     old = contents(tmp_path)
-    with pytest.raises(KeyboardInterrupt), whole(tmp_path / "it") as half:
-        (half / "a" if whole is whole_folder else half).write_text("half of the new")
-        raise KeyboardInterrupt
+
+    def stopped() -> None:
+        with whole(tmp_path / "it") as half:
+            (half / "a" if whole is whole_folder else half).write_text("half of the new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert contents(tmp_path) == old
     assert [p.name for p in tmp_path.iterdir()] == (["it"] if before else [])
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_disk_that_refuses_leaves_the_old(call, put, contents, tmp_path, monkeypatch):
+def test_a_disk_that_refuses_leaves_all_of_the_old_or_all_of_the_new(call, put, contents, tmp_path, monkeypatch):
     put(tmp_path / "it", "old")
-    old = contents(tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(os, call, full_disk)
-        put(tmp_path / "it", "new")
-    assert contents(tmp_path) == old
-    put(tmp_path / "it", "new")
-    assert set(contents(tmp_path).values()) == {b"new"}
+    names = contents(tmp_path).keys()
+    seen = []
+    for after in range(4):
+        with monkeypatch.context() as patch, suppress(OSError):
+            patch.setattr(os, call, failing(getattr(os, call), after))
+            put(tmp_path / "it", "new")
+        assert contents(tmp_path).keys() == names
+        (text,) = set(contents(tmp_path).values())
+        seen.append(text)
+        put(tmp_path / "it", "old")
+        assert contents(tmp_path) == dict.fromkeys(names, b"old")
+    assert seen[0] == b"old"
+    assert set(seen) <= {b"old", b"new"}
 
 
-def test_what_a_killed_process_left_is_neither_used_nor_kept(put, contents, tmp_path):
+@pytest.mark.parametrize("before", [True, False], ids=["replacing", "new"])
+@pytest.mark.parametrize("left", [".it.half", ".it.old"])
+def test_what_a_killed_process_left_is_neither_used_nor_in_the_way(left, before, put, contents, tmp_path):
+    if before:
+        put(tmp_path / "it", "old")
     if put is put_folder:
-        (tmp_path / ".it.half").mkdir()
-        (tmp_path / ".it.half" / "stale").write_text("stale")
-    else:
-        (tmp_path / ".it.half").write_text("stale and longer than the new")
-    put(tmp_path / "it", "new")
-    assert set(contents(tmp_path).values()) == {b"new"}
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "stale").write_text("stale")
+    elif left == ".it.half":
+        (tmp_path / left).write_text("stale and longer than the new")
+    for text in ("new", "newer"):
+        put(tmp_path / "it", text)
+        assert set(contents(tmp_path).values()) == {text.encode()}
 
 
 def test_files_reach_the_disk_before_they_take_their_place(put, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from .codec.config import CodecConfig
 from .config import dump_yaml, read_yaml
 from .diffusion.config import ProcessConfig, SampleConfig
 from .diffusion.grid import grid_for
-from .diffusion.guidance import guided
+from .diffusion.guidance import clipped, guided
 from .diffusion.process import Cond, Denoiser, process_from
 from .diffusion.sampler import SAMPLERS, Sampler, Step
 from .errors import UserError, did_you_mean, lookup
@@ -74,7 +74,10 @@ class Pipeline:
 
     def save_pretrained(self, path: str | Path, *, also: Callable[[Path], None] = lambda folder: None) -> None:
         """Write a checkpoint folder, whole or not at all; `also(folder)` may add files to it."""
-        with whole_folder(Path(path)) as folder:
+        path = Path(path)
+        if path.exists() and not (path / CARD).exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{str(path)!r} exists and is not a checkpoint; choose another place")
+        with whole_folder(path) as folder:
             (folder / CARD).write_text(dump_yaml(self.card))
             write_safetensors(folder / WEIGHTS, self.denoiser.state_dict())
             also(folder)
@@ -131,6 +134,8 @@ class Pipeline:
             rescale=config.guidance_rescale,
             channels=config.guidance_channels,
         )
+        if config.clip is not None:
+            denoise = clipped(denoise, path, config.clip)
         for step in sampler(denoise, x, times, path, noise=draws.normal):
             yield Step(step.t, step.x[:count], step.x0[:count])
 
@@ -180,6 +185,8 @@ class Pipeline:
             raise UserError(
                 f"unknown setting {unknown[0]!r}; known: {', '.join(known)}{did_you_mean(unknown[0], known)}"
             )
+        if not class_labels:
+            raise UserError("nothing to sample: give one class label for each picture")
         config = replace(self.card.sample, **settings)
         pictures = []
         for start in range(0, len(class_labels), config.batch_size):

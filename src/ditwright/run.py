@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -229,6 +230,9 @@ def preview(config: TrainConfig, parts: Parts, output: Path, step: int) -> None:
 def stop_asked() -> Iterator[list[int]]:
     """A list that holds SIGTERM or SIGINT once it came; a second one acts at once, as without us."""
     asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only a main thread hears signals
+        return
     old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number: int, frame: object) -> None:

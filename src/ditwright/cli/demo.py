@@ -9,6 +9,7 @@ from pathlib import Path
 from .main import Parser
 
 SAMPLES = 1000
+STYLE = {"cell": 64, "smooth": True}  # 8 x 8 pixels read as handwriting when their enlargement is smooth
 
 
 def run(words: list[str]) -> int:
@@ -19,7 +20,8 @@ def run(words: list[str]) -> int:
     import numpy as np
 
     from ..data.digits import digits as real_digits
-    from ..metrics.classes import spread, train_judge
+    from ..files import whole_file
+    from ..metrics.classes import novelty, spread, train_judge
     from ..pipeline import Pipeline
     from ..recipes.digits import digits
     from ..run import train
@@ -41,10 +43,12 @@ def run(words: list[str]) -> int:
         "accuracy": judge.accuracy(samples, labels),
         "judge_accuracy_on_held_out_real_digits": judge.real_accuracy,
         "spread_within_class_over_real": {str(k): round(v, 3) for k, v in ratios.items()},
+        "distance_to_nearest_real_over_real": round(novelty(samples, real.images), 3),
         "train_seconds": round(seconds, 1),
         "sample_seconds": round(sampling, 1),
     }
-    (args.output / "report.json").write_text(json.dumps(report, indent=1))
+    with whole_file(args.output / "report.json") as half:
+        half.write_text(json.dumps(report, indent=1))
     pictures = draw(pipe, args.output)
     lowest = min(ratios, key=lambda k: ratios[k])
     print(f"training          {seconds:.1f} s")
@@ -52,6 +56,7 @@ def run(words: list[str]) -> int:
     print(f"recognised        {report['accuracy']:.1%} of samples, by a classifier that never saw the model")
     print(f"                  (it is right on {judge.real_accuracy:.1%} of real digits that it was not trained on)")
     print(f"variety           lowest within-class spread {ratios[lowest]:.0%} of the real one (digit {lowest})")
+    print(f"novelty           {report['distance_to_nearest_real_over_real']:.2f} of the distance between real digits")
     print("\n".join(f"picture           {path}" for path in pictures))
     return 0
 
@@ -65,7 +70,7 @@ def draw(pipe: object, output: Path) -> list[Path]:
     names, columns = pipe.card.class_names, 12
     pictures = pipe([label for label in range(10) for _ in range(columns)], seed=1)
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
-    grid = sheet(rows, row_names=names, title="Sampled digits, a class in each row", cell=64)
+    grid = sheet(rows, row_names=names, title="Sampled digits, a class in each row", **STYLE)
     frames = list(pipe.frames(list(range(10)), seed=2))
     shown = [frames[round(i * (len(frames) - 1) / 9)] for i in range(10)]
     strip = sheet(
@@ -73,7 +78,7 @@ def draw(pipe: object, output: Path) -> list[Path]:
         row_names=names,
         column_names=[f"t={frame.t:.2f}" for frame in shown],
         title="From noise (left) to digits (right)",
-        cell=64,
+        **STYLE,
     )
     paths = [output / "digits.png", output / "denoising.png"]
     for image, path in zip((grid, strip), paths, strict=True):

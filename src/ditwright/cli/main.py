@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 from typing import NoReturn
@@ -51,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"unknown verb {words[0]!r}; known: {', '.join(VERBS)}{did_you_mean(words[0], VERBS)}")
         return importlib.import_module(f"{__package__}.{words[0]}").run(words[1:])
     except (UserError, OSError) as error:
-        print(f"ditwright: error: {' '.join(str(error).split())}", file=sys.stderr)
+        advice = "; what was saved is whole: free some space, then run the same command again"
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        print(f"ditwright: error: {' '.join(str(error).split())}{advice if full else ''}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ditwright: interrupted", file=sys.stderr)

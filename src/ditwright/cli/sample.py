@@ -37,6 +37,7 @@ def run(words: list[str]) -> int:
     )
     add("--guidance-rescale", metavar="PHI")
     add("--guidance-channels", metavar="N", help="guide only the first N channels (the original DiT: 3)")
+    add("--clip", metavar="LIMIT", help="keep the estimate of the clean sample within LIMIT of 0 (pixels: 1)")
     add("--batch-size", metavar="N")
     args = vars(parser.parse_args(words))
 
@@ -54,12 +55,12 @@ def run(words: list[str]) -> int:
     labels = pipe.labels(args["class_labels"] or default_labels(pipe.card.model.num_classes, args["num_images"]))
     named = [label if pipe.card.model.num_classes else None for label in labels]
     pipe.plan(config, args["size"])  # what cannot be done is refused before any work
+    output: Path = args["output"]
+    output.mkdir(parents=True, exist_ok=True)
     total = config.num_inference_steps * -(-len(named) // config.batch_size)
     with tqdm(total=total, unit="step", disable=not sys.stderr.isatty()) as bar:
         pictures = pipe(named, seed=args["seed"], size=args["size"], progress=bar.update, **asdict(config))
 
-    output: Path = args["output"]
-    output.mkdir(parents=True, exist_ok=True)
     common = {"checkpoint": str(folder), "seed": args["seed"], **asdict(config), "size": list(pictures.shape[1:3])}
     names = pipe.card.class_names
     for i, (picture, label) in enumerate(zip(pictures, named, strict=True)):

@@ -53,6 +53,7 @@ class SampleConfig:
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # times t at which guidance is on, as a share of the span
     guidance_rescale: float = 0.0
     guidance_channels: int | None = None  # guide only the first few channels (the original DiT: 3)
+    clip: float | None = None  # keep x0 within this of 0; 1 for pixels, nothing for latents
     batch_size: int = 64
 
     def __post_init__(self) -> None:
@@ -67,5 +68,7 @@ class SampleConfig:
             raise UserError(f"guidance_rescale must be between 0 and 1; got {self.guidance_rescale:g}")
         if self.guidance_channels is not None and self.guidance_channels < 1:
             raise UserError(f"guidance_channels must be at least 1; got {self.guidance_channels}")
+        if self.clip is not None and self.clip <= 0:
+            raise UserError(f"clip must be above 0; got {self.clip:g}")
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1; got {self.batch_size}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .path import coeffs_like
+from .path import Path, coeffs_like
 from .process import Cond, Denoiser
 from .target import Prediction
 
@@ -51,6 +51,21 @@ def guided(
         return Prediction(scaled, (x_t - c.alpha * scaled) / c.sigma, var)
 
     return denoise
+
+
+def clipped(denoise: Denoise, path: Path, limit: float) -> Denoise:
+    """Keep x0 within [-limit, limit] and eps consistent with it (Ho et al. 2020's code; `clip_sample` in diffusers).
+
+    Pixels need it where the noise is predicted at almost no signal, as at the first steps of ddpm-cosine: there an
+    error of eps is an error of x0 many thousand times as large.
+    """
+
+    def bounded(x_t: Tensor, t: Tensor) -> Prediction:
+        pred, c = denoise(x_t, t), coeffs_like(path, t.to(x_t.device), x_t)
+        x0 = pred.x0.clamp(-limit, limit)
+        return pred._replace(x0=x0, eps=(x_t - c.alpha * x0) / c.sigma)
+
+    return bounded
 
 
 def _mix(cond: Tensor, null: Tensor, scale: float, channels: int | None) -> Tensor:

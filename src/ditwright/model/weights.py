@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,4 +54,6 @@ def write_safetensors(path: Path, state: State) -> None:
     try:
         save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, path)
     except SafetensorError as error:  # safetensors wraps the system's error in its own
-        raise OSError(f"could not write {str(path)!r}: {error}") from error
+        code = errno.ENOSPC if f"code: {errno.ENOSPC}" in str(error) else errno.EIO
+        raise OSError(code, str(error), str(path)) from error
+    path.chmod(0o644)  # safetensors makes it readable by its owner alone

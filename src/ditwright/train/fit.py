@@ -77,6 +77,8 @@ def fit(
             with autocast():
                 value = loss(ask, batch.x0, batch.cond, batch.draws).mean() / accumulate
             if not math.isfinite(value.item()):
+                if not batch.x0.isfinite().all():
+                    raise NonFinite(f"the data of step {step + 1} is not finite")
                 with autocast():
                     where = first_nonfinite(denoiser, lambda b=batch: loss(denoiser, b.x0, b.cond, b.draws.again()))
                 raise NonFinite(

@@ -82,6 +82,6 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def forget_all_but(run: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest few."""
-    for path in checkpoints(run)[:-keep]:
+    """Remove all checkpoints but the newest few, and what a killed process left half-written."""
+    for path in [*checkpoints(run)[:-keep], *(run / "checkpoints").glob(".step-*")]:
         shutil.rmtree(path)

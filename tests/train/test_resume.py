@@ -1,0 +1,137 @@
+"""A run that was stopped goes on as if it never had been."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+import pytest
+
+from ditwright import run
+from ditwright.model.weights import read_safetensors
+from ditwright.run import train
+from ditwright.train.log import Log
+from ditwright.train.state import checkpoints
+
+IMPORTANCE = """
+    --process.path ddpm-cosine --process.target noise --process.steps 4 --process.learned_var true
+    --model.out_channels 2 --objective.times discrete --objective.importance true --sample.sampler ddpm
+"""
+EDM = "--process.path karras --process.target edm --objective.times log-normal --objective.weight edm"
+CASES = {
+    "plain": "",
+    "accumulated": "--optim.accumulate 2",
+    "checkpointed": "--checkpoint_activations true",
+    "importance": IMPORTANCE,
+    "bf16": "--precision bf16",
+    "unconditional": "--model.num_classes 0",
+    "edm": EDM,
+}
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """stop_at(step, signal): that signal comes while the step is noted."""
+
+    def arrange(step: int, number: signal.Signals) -> None:
+        write = Log.write
+
+        def noted(log, tick):
+            write(log, tick)
+            if tick.step == step:
+                signal.raise_signal(number)
+
+        monkeypatch.setattr(Log, "write", noted)
+
+    return arrange
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_stopped_run_goes_on_to_the_same_bits(case, number, tiny, stop_at, outcome, tmp_path, capsys):
+    config = tiny(f"--steps 12 {CASES[case]}")
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    train(config, tmp_path / "straight")
+    stop_at(5, number)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        train(config, tmp_path / "stopped")
+    assert left.value.code == 128 + number
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert capsys.readouterr().err.splitlines()[1:] == [f"{number.name}: saved step 5 of 12; the same command goes on"]
+    assert checkpoints(tmp_path / "stopped")[-1].name == "step-00000005"
+    train(config, tmp_path / "stopped")
+    assert "going on at step 5" in capsys.readouterr().err
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "straight")
+    assert len(outcome(tmp_path / "straight")["metrics"]) == 12
+
+
+@pytest.mark.parametrize("where", ["preview", "save"])
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_a_signal_while_something_is_written_is_heard_and_told_truly(
+    where, step, tiny, outcome, tmp_path, monkeypatch, capsys
+):
+    """Checkpoints at 3 and 6, previews at every step: whatever step it says was saved is there."""
+    config = tiny("--steps 6 --log.preview_every 1")
+    train(config, tmp_path / "straight")
+    real, signals = getattr(run, where), [signal.SIGTERM]  # one: a second would act at once
+
+    def interrupted(config, parts, output, facts):
+        if signals and (facts if where == "preview" else facts["step"]) >= step:
+            signal.raise_signal(signals.pop())
+        real(config, parts, output, facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, where, interrupted)
+        with pytest.raises(SystemExit):
+            train(config, tmp_path / "stopped")
+    saved = int(re.search(r"saved step (\d) of 6", capsys.readouterr().err)[1])
+    assert saved >= step
+    assert checkpoints(tmp_path / "stopped")[-1].name == f"step-{saved:08d}"
+    train(config, tmp_path / "stopped")
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "straight")
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_loses_only_the_steps_since_the_checkpoint(
+    tiny, outcome, tmp_path, monkeypatch
+):
+    config = tiny("--steps 6")
+    train(config, tmp_path / "straight")
+    real = run.save
+
+    def impatient(config, parts, output, facts):
+        if facts["step"] > 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        real(config, parts, output, facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "save", impatient)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "stopped")
+    assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["step-00000003"]
+    train(config, tmp_path / "stopped")
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "straight")
+
+
+def test_importance_sampling_was_at_work_in_the_run_that_went_on(tiny, tmp_path):
+    """Else the case above would say nothing of its history."""
+    last = train(tiny(f"--steps 12 {IMPORTANCE}"), tmp_path / "run")
+    assert read_safetensors(last / "train.safetensors")["loss.counts"].min() > 10
+
+
+def test_more_steps_go_on_from_the_end(tiny, outcome, tmp_path, capsys):
+    words = "--optim.schedule constant"
+    train(tiny(f"--steps 12 {words}"), tmp_path / "straight")
+    train(tiny(f"--steps 5 {words}"), tmp_path / "longer")
+    train(tiny(f"--steps 12 {words}"), tmp_path / "longer")
+    ours, theirs = outcome(tmp_path / "longer"), outcome(tmp_path / "straight")
+    assert ours["samples"].keys() - theirs["samples"].keys() == {"step-00000005.png"}
+    assert ours | {"samples": None} == theirs | {"samples": None}
+    assert "steps: 5 -> 12" in capsys.readouterr().err
+
+
+def test_recomputing_activations_changes_nothing_but_memory(tiny, outcome, tmp_path):
+    train(tiny("--steps 3"), tmp_path / "kept")
+    train(tiny("--steps 3 --checkpoint_activations true"), tmp_path / "again")
+    assert outcome(tmp_path / "kept") == outcome(tmp_path / "again")

@@ -1,0 +1,132 @@
+"""What a run remembers comes back whole, or the error says what is wrong with it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from ditwright.diffusion.objective import Objective, SecondMoment
+from ditwright.diffusion.path import DDPM
+from ditwright.diffusion.process import Index, Process
+from ditwright.diffusion.target import noise
+from ditwright.diffusion.times import Discrete
+from ditwright.errors import UserError
+from ditwright.train.config import OptimConfig
+from ditwright.train.ema import EMA
+from ditwright.train.log import keep_until
+from ditwright.train.optim import adamw
+from ditwright.train.state import checkpoint_path, checkpoints, forget_all_but, load_state, save_state
+
+
+def parts(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer, EMA, SecondMoment]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Embedding(2, 4), torch.nn.Linear(4, 1))
+    loss = SecondMoment(Objective(Process(DDPM("cosine", 4), noise, Index(4)), Discrete(4)), 4)
+    return net, adamw(net, OptimConfig(lr=0.1, weight_decay=0.1)), EMA(net, 0.9), loss
+
+
+def step(net, optim, ema, loss) -> None:
+    optim.zero_grad()
+    (net[2](net[0](torch.ones(2, 3)) + net[1](torch.arange(2))) ** 2).sum().backward()
+    optim.step()
+    ema.update()
+    loss.observe(torch.tensor([0, 3]), torch.tensor([0.1, 0.3], dtype=torch.float64))
+
+
+def everything(net, optim, ema, loss) -> dict[str, torch.Tensor]:
+    found = {f"net.{k}": v for k, v in net.state_dict().items()}
+    found |= {f"ema.{k}": v for k, v in ema.module.state_dict().items()}
+    found |= {f"loss.{k}": v for k, v in loss.state_dict().items()}
+    found |= {f"optim.{i}.{k}": v for i, kept in optim.state_dict()["state"].items() for k, v in kept.items()}
+    return copy.deepcopy(found | {"updates": torch.tensor(ema.updates)})
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint's training state after three steps, and the average's weights, which lie apart."""
+    ours = parts(0)
+    for _ in range(3):
+        step(*ours)
+    net, optim, ema, loss = ours
+    save_state(tmp_path, net, optim, ema, loss, {"step": 3, "note": "Ä"})
+    return tmp_path, ours, copy.deepcopy(ema.module.state_dict())
+
+
+def load(folder, average, into):
+    net, optim, ema, loss = into
+    return load_state(folder, net, optim, ema, loss, average)
+
+
+def test_everything_comes_back_and_goes_on_alike(saved):
+    folder, ours, average = saved
+    theirs = parts(1)
+    facts = load(folder, average, theirs)
+    assert (facts["step"], facts["note"]) == (3, "Ä")
+    for _ in range(3):
+        a, b = everything(*ours), everything(*theirs)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+        step(*ours)
+        step(*theirs)
+    assert len(a) == 5 + 5 + 2 + 5 * 3 + 1
+
+
+@pytest.mark.parametrize("name", ["train.safetensors", "train.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "noise"])
+def test_a_damaged_file_is_named(name, damage, saved):
+    folder, _, average = saved
+    content = (folder / name).read_bytes()
+    if damage == "missing":
+        (folder / name).unlink()
+    else:
+        damaged = {"empty": b"", "truncated": content[:-9], "noise": bytes(range(256))}[damage]
+        (folder / name).write_bytes(damaged)
+    with pytest.raises(UserError, match=name):
+        load(folder, average, parts(1))
+
+
+def test_state_of_another_network_is_refused(saved):
+    folder, _, average = saved
+    net, optim, ema, loss = parts(1)
+    with pytest.raises(UserError, match=r"'0.weight'.*\(4, 3\).*\(5, 3\)"):
+        load(folder, average, (torch.nn.Sequential(torch.nn.Linear(3, 5), *net[1:]), optim, ema, loss))
+
+
+def test_checkpoints_are_the_whole_ones_oldest_first(tmp_path):
+    assert checkpoints(tmp_path) == []
+    for number in (100, 9, 20_000_000):
+        checkpoint_path(tmp_path, number).mkdir(parents=True)
+    for other in (".step-00000030.half", "step-best", "notes"):
+        (tmp_path / "checkpoints" / other).mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == [
+        "step-00000009",
+        "step-00000100",
+        "step-20000000",
+    ]
+    forget_all_but(tmp_path, 1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-20000000"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ('{"step": 1}\n{"step": 2}\n{"step": 3}\n', '{"step": 1}\n{"step": 2}\n'),
+        ('{"step": 1}\n{"step": 2, "lo', '{"step": 1}\n'),
+        ('{"step": 1}\n\x00\x00\x00', '{"step": 1}\n'),
+        ('{"step": 3}\n', ""),
+        ("", ""),
+    ],
+)
+def test_lines_after_the_checkpoint_are_dropped(text, kept, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    keep_until(tmp_path / "metrics.jsonl", 2)
+    assert (tmp_path / "metrics.jsonl").read_text() == kept
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_no_lines_are_no_file(tmp_path):
+    keep_until(tmp_path / "metrics.jsonl", 2)
+    assert list(tmp_path.iterdir()) == []
