@@ -40,7 +40,7 @@ def test_the_settings_of_a_picture_are_in_it_and_draw_it_again(command, tiny_run
     more = "--guidance-interval 0.1 0.9 --guidance-rescale 0.25 --guidance-channels 1 --size 8 12"
     assert command("sample", tiny_run, "--output", tmp_path, *words.split(), *more.split()).code == 0
     image, facts = read(tmp_path / "seed11-00002-class3.png")
-    config = SampleConfig("ddim", 5, 1.5, (0.1, 0.9), 0.25, 1, 2)
+    config = SampleConfig("ddim", 5, 1.5, (0.1, 0.9), 0.25, 1, batch_size=2)
     settings = {name: facts[name] for name in SampleConfig.__dataclass_fields__}
     assert SampleConfig(**settings | {"guidance_interval": tuple(settings["guidance_interval"])}) == config
     assert (facts["seed"], facts["index"], facts["class_label"], facts["class_name"]) == (11, 2, 3, "3")

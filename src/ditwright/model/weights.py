@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,6 +55,6 @@ def write_safetensors(path: Path, state: State) -> None:
     try:
         save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, path)
     except SafetensorError as error:  # safetensors wraps the system's error in its own
-        code = errno.ENOSPC if f"code: {errno.ENOSPC}" in str(error) else errno.EIO
-        raise OSError(code, str(error), str(path)) from error
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, f"could not write: {error}", str(path)) from error
     path.chmod(0o644)  # safetensors makes it readable by its owner alone
