@@ -198,6 +198,11 @@ class Pipeline:
         return np.concatenate(pictures)
 
 
+def best_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder that a path means: itself, or the newest one of a run folder."""
     if (path / CARD).is_file():

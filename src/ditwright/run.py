@@ -34,7 +34,7 @@ from .model.dit import build
 from .model.weights import read_safetensors
 from .nn.branch import run_all
 from .pictures import grid, save_png
-from .pipeline import WEIGHTS, Card, Pipeline
+from .pipeline import WEIGHTS, Card, Pipeline, best_device
 from .rng import Draws
 from .train.ema import EMA
 from .train.fit import Batch, Tick, fit
@@ -103,7 +103,7 @@ def train(config: TrainConfig, output: Path) -> Path:
 
     SIGTERM and Ctrl-C save, say so, and leave by SystemExit.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     parts = assemble(config, device)  # first: what does not fit leaves no trace in the folder
     with claimed(output):
         config = settle(config, output, device)

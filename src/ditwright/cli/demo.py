@@ -22,14 +22,14 @@ def run(words: list[str]) -> int:
     from ..data.digits import digits as real_digits
     from ..files import whole_file
     from ..metrics.classes import novelty, spread, train_judge
-    from ..pipeline import Pipeline
+    from ..pipeline import Pipeline, best_device
     from ..recipes.digits import digits
     from ..run import train
     from ..train.state import read_facts
 
     checkpoint = train(digits(), args.output)
     seconds = read_facts(checkpoint)["seconds"]  # of the whole run, also where it was done earlier
-    pipe, real = Pipeline.from_pretrained(checkpoint), real_digits()
+    pipe, real = Pipeline.from_pretrained(checkpoint, best_device()), real_digits()
     labels = np.arange(SAMPLES) % 10
     start = time.perf_counter()
     samples = pipe(labels.tolist(), seed=0, guidance_scale=1.0)

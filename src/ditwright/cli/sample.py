@@ -44,12 +44,12 @@ def run(words: list[str]) -> int:
     from tqdm import tqdm
 
     from ..pictures import grid, save_png, to_pil
-    from ..pipeline import Pipeline, find_checkpoint
+    from ..pipeline import Pipeline, best_device, find_checkpoint
 
     folder = find_checkpoint(args["checkpoint"])
     if not 0 <= args["seed"] < 2**63:
         raise UserError(f"--seed must be a whole number from 0 to 2^63 - 1; got {args['seed']}")
-    pipe = Pipeline.from_pretrained(folder)
+    pipe = Pipeline.from_pretrained(folder, best_device())
     fields = asdict(pipe.card.sample)
     config = merge(pipe.card.sample, {key: args[key] for key in fields if args.get(key) is not None})
     labels = pipe.labels(args["class_labels"] or default_labels(pipe.card.model.num_classes, args["num_images"]))

@@ -20,17 +20,19 @@ def resolve(precision: str, device: torch.device) -> str:
         return "bf16" if precision == "auto" and torch.cuda.is_bf16_supported() else precision.replace("auto", "fp32")
     if precision != "auto":
         return precision
-    return "bf16" if _product_seconds(torch.float32) > 1.3 * _product_seconds(torch.bfloat16) else "fp32"
+    fp32, bf16 = product_seconds(torch.float32, torch.bfloat16)
+    return "bf16" if fp32 > 1.3 * bf16 else "fp32"
 
 
-def _product_seconds(dtype: torch.dtype, size: int = 768) -> float:
-    """The best of a few products of two square matrices."""
-    a = torch.ones(size, size, dtype=dtype)
-    best = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
+def product_seconds(*dtypes: torch.dtype, size: int = 768, rounds: int = 8) -> list[float]:
+    """The best time of a product of two square matrices in each format, taken in turns: a busy machine slows all."""
+    best = [float("inf")] * len(dtypes)
+    for _ in range(rounds):
+        for i, dtype in enumerate(dtypes):
+            a = torch.ones(size, size, dtype=dtype)
+            start = time.perf_counter()
+            a @ a
+            best[i] = min(best[i], time.perf_counter() - start)
     return best
 
 
