@@ -1,4 +1,4 @@
-"""The original DiT layout (facebookresearch/DiT, and SiT's of the same names)."""
+"""The original DiT layout (facebookresearch/DiT)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor
 
+from ..diffusion.config import ProcessConfig
 from ..errors import UserError
 from ..model.config import DiTConfig, Stage
 from ..model.presets import SIZES
 from ..nn.position import sincos
 from ..nn.tokens import grid_positions
-from .rules import Rule, State
+from .rules import Family, Rule, State
 
 
 def halves(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -33,6 +34,11 @@ RULES: list[Rule] = [
     (r"final_layer\.linear\.(weight|bias)",    r"head.proj.\1",                                              None),
     (r"final_layer\.adaLN_modulation\.1\.(weight|bias)", r"head.mod.lin.\1",                                 None),
 ]  # fmt: skip
+
+
+def process(config: DiTConfig) -> ProcessConfig:
+    """DDPM's 1000 linear steps, the noise predicted, the variance where there are channels for it."""
+    return ProcessConfig("ddpm", "noise", learned_var=config.out_channels == 2 * config.channels)
 
 
 def infer(state: State, heads: int | None = None) -> DiTConfig:
@@ -88,3 +94,6 @@ def check_positions(state: State, config: DiTConfig) -> None:
         raise UserError(
             "'pos_embed' is not the sin-cos table of a square grid; this checkpoint is not an original DiT's"
         )
+
+
+DIT = Family(RULES, infer, expected, check_positions, process)

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import torch
 
-from ..diffusion.config import ProcessConfig
 from ..diffusion.process import Denoiser, process_from
 from ..errors import UserError, lookup
 from ..model.dit import DiT
 from ..model.weights import State, load_strictly
-from . import dit
-from .rules import read_state, rename
+from .dit import DIT
+from .rules import Family, read_state, rename
+from .sit import SIT
 
-FAMILIES = {"dit": dit}
+FAMILIES: dict[str, Family] = {"dit": DIT, "sit": SIT}
 
 
 def load(path_or_state_dict: str | Path | State, *, family: str = "dit", heads: int | None = None) -> Denoiser:
-    """A denoiser from original-layout weights, in eval mode and float32.
+    """A denoiser from original-layout weights of a family ("dit", "sit"), in eval mode and float32.
 
     `path_or_state_dict`: a `.safetensors` or `.pt` file (plain, or {"model", "ema", ...}: the EMA is taken), or the
     state dict itself. `heads`: needed where the width is none of the paper's. UserError names the key that is unknown,
@@ -28,17 +28,17 @@ def load(path_or_state_dict: str | Path | State, *, family: str = "dit", heads: 
     is_state = isinstance(path_or_state_dict, dict)
     state = dict(path_or_state_dict) if is_state else read_state(path_or_state_dict)
     config = table.infer(state, heads)
-    learned_var = config.out_channels == 2 * config.channels
-    if not learned_var and config.out_channels != config.channels:
+    if config.out_channels not in (config.channels, 2 * config.channels):
         raise UserError(
             f"'final_layer.linear' gives {config.out_channels} channels; the input has {config.channels}: "
             "expected as many, or twice as many where the variance is learned"
         )
     if missing := [key for key in table.expected(config) if key not in state]:
         raise UserError(f"the checkpoint lacks the key {missing[0]!r}")
-    renamed, source = rename(state, table.RULES)
-    table.check_positions(state, config)
+    state, config = table.prepare(state, config)
+    renamed, source = rename(state, table.rules)
+    table.check(state, config)
     with torch.device("meta"):
         net = DiT(config)
     load_strictly(net.to_empty(device="cpu"), renamed, source)
-    return Denoiser(net, process_from(ProcessConfig("ddpm", "noise", learned_var=learned_var))).eval()
+    return Denoiser(net, process_from(table.process(config))).eval()

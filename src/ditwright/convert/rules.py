@@ -5,17 +5,32 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..diffusion.config import ProcessConfig
 from ..errors import UserError
+from ..model.config import DiTConfig
 from ..model.weights import State, read_safetensors
 
 Transform = Callable[[Tensor], "Tensor | Sequence[Tensor]"]
 # (pattern of the whole key, new name or names or None to drop, transform of the tensor); names may use \\1
 Rule = tuple[str, "str | tuple[str, ...] | None", "Transform | None"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that is known of one project's checkpoints."""
+
+    rules: list[Rule]
+    infer: Callable[[State, int | None], DiTConfig]  # the network, from the shapes; heads where they are told
+    expected: Callable[[DiTConfig], list[str]]  # every key that must be there
+    check: Callable[[State, DiTConfig], None]  # what is dropped is what we compute
+    process: Callable[[DiTConfig], ProcessConfig]  # how such networks were trained
+    prepare: Callable[[State, DiTConfig], tuple[State, DiTConfig]] = lambda state, config: (state, config)
 
 
 def rename(state: State, rules: Sequence[Rule]) -> tuple[State, dict[str, str]]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 
+REVERSIBLE = [(path, target) for path in ("linear", "cosine", "vp") for target in ("velocity", "noise", "score")]
+
 
 @dataclass(frozen=True)
 class ProcessConfig:
@@ -16,11 +18,15 @@ class ProcessConfig:
     steps: int = 1000  # of a DDPM table
     sigma_data: float = 0.5  # of the edm target
     learned_var: bool = False
+    reversed_time: bool = False  # the network counts time from noise to data, as SiT does: told 1 - t, velocity negated
     span: tuple[float, float] | None = None  # times at which the network is asked: (low, high]; None: the path's
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"process.steps must be at least 1; got {self.steps}")
+        if self.reversed_time and (self.path, self.target) not in REVERSIBLE:
+            known = ", ".join(f"{path} with {target}" for path, target in REVERSIBLE)
+            raise UserError(f"process.reversed_time fits these paths with these targets: {known}")
         if self.sigma_data <= 0:
             raise UserError(f"process.sigma_data must be above 0; got {self.sigma_data:g}")
 

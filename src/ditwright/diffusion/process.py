@@ -14,12 +14,17 @@ from torch import Tensor, nn
 from ..errors import UserError, lookup
 from .config import ProcessConfig
 from .path import DDPM, PATHS, Coeffs, Path, coeffs_like
-from .target import EDM, TARGETS, Prediction, Target, decode, determinant
+from .target import EDM, TARGETS, Prediction, Target, decode, determinant, to_data
 
 
 def thousand(t: Tensor) -> Tensor:
     """t in 0 ... 1 as 0 ... 1000, the range that sinusoidal time features were made for."""
     return 1000 * t
+
+
+def remaining(t: Tensor) -> Tensor:
+    """1 - t: the time of networks that count from noise to data (Ma et al. 2024)."""
+    return 1 - t
 
 
 def quarter_log(t: Tensor) -> Tensor:
@@ -102,5 +107,7 @@ def process_from(config: ProcessConfig) -> Process:
         label, span = quarter_log, (0.002, 80.0)
     if isinstance(target, EDM):
         target = EDM(config.sigma_data)
+    if config.reversed_time:
+        label, target = remaining, to_data if config.target == "velocity" else target
     scale_in = target.scale_in if isinstance(target, EDM) else None
     return Process(path, target, label, scale_in, config.learned_var, config.span or span)

@@ -42,6 +42,11 @@ def velocity(c: Coeffs) -> tuple[Tensor, Tensor]:
     return c.d_alpha, c.d_sigma
 
 
+def to_data(c: Coeffs) -> tuple[Tensor, Tensor]:
+    """The velocity of networks that count time from noise to data (Ma et al. 2024): -dx_t / dt."""
+    return -c.d_alpha, -c.d_sigma
+
+
 def score(c: Coeffs) -> tuple[Tensor, Tensor]:
     """The gradient of the log density, -eps / sigma (Song et al. 2021)."""
     return torch.zeros_like(c.alpha), -1 / c.sigma
