@@ -94,9 +94,8 @@ class Pipeline:
             number = names.index(label) if label in names else int(label) if str(label).isdecimal() else count
             if number >= count:
                 known = f"0 to {count - 1}" + (f", or names such as {', '.join(names[:5])}" if names else "")
-                raise UserError(
-                    f"class label {label!r} is not known; allowed: {known}{did_you_mean(str(label), names)}"
-                )
+                near = "" if str(label).isdecimal() else did_you_mean(str(label), names)
+                raise UserError(f"class label {label!r} is not known; allowed: {known}{near}")
             found.append(number)
         return found
 

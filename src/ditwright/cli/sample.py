@@ -12,7 +12,11 @@ from .main import Parser
 
 
 def run(words: list[str]) -> int:
-    parser = Parser(prog="ditwright sample", description="Draw pictures; the checkpoint knows everything not given.")
+    parser = Parser(
+        prog="ditwright sample",
+        usage="ditwright sample RUN_OR_CHECKPOINT [options]",
+        description="Draw pictures; the checkpoint knows everything not given.",
+    )
     add = parser.add_argument
     add("checkpoint", type=Path, help="run folder (its newest checkpoint) or checkpoint folder")
     add("--class-labels", nargs="+", metavar="LABEL", help="numbers or names, one sample each (default: every class)")

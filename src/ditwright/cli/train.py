@@ -21,6 +21,7 @@ The same command run again goes on where the run stopped.
 def run(words: list[str]) -> int:
     parser = Parser(
         prog="ditwright train",
+        usage="ditwright train RECIPE [options] [--dotted.key VALUE ...]",
         description="Train a network by a recipe.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
