@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -41,6 +42,16 @@ def process(config: DiTConfig) -> ProcessConfig:
     return ProcessConfig("ddpm", "noise", learned_var=config.out_channels == 2 * config.channels)
 
 
+def heads_of(width: int, heads: int | None) -> int:
+    """The number of heads, which no weight tells: as given, or the paper's of that width."""
+    known = {w: h for _, w, h in SIZES.values()}
+    if heads is None and width not in known:
+        raise UserError(
+            f"a checkpoint does not say how many heads it has; width {width} is not the paper's: pass heads="
+        )
+    return known[width] if heads is None else heads
+
+
 def infer(state: State, heads: int | None = None) -> DiTConfig:
     """The network that a state dict belongs to. The number of heads is not in the weights: the paper's, or `heads`."""
 
@@ -57,14 +68,9 @@ def infer(state: State, heads: int | None = None) -> DiTConfig:
     numbers = {int(key.split(".")[1]) for key in state if key.startswith("blocks.") and key.split(".")[1].isdecimal()}
     if numbers != set(range(len(numbers))) or not numbers:
         raise UserError(f"the checkpoint's blocks are not numbered 0, 1, 2 ...: {sorted(numbers)[:5]}")
-    known = {w: h for _, w, h in SIZES.values()}
-    if heads is None and width not in known:
-        raise UserError(
-            f"a checkpoint does not say how many heads it has; width {width} is not the paper's: pass heads="
-        )
     return DiTConfig(
         width=width,
-        heads=known[width] if heads is None else heads,
+        heads=heads_of(width, heads),
         stages=(Stage(len(numbers)),),
         patch=tuple(patch),
         channels=channels,
@@ -83,17 +89,19 @@ def expected(config: DiTConfig) -> list[str]:
     return ["y_embedder.embedding_table.weight", *(f"{part}.{end}" for part in parts for end in ("weight", "bias"))]
 
 
-def check_positions(state: State, config: DiTConfig) -> None:
-    """The stored table is dropped, because it is computed; but only if it is the one that we compute."""
-    if (stored := state.get("pos_embed")) is None:
-        return
-    side = math.isqrt(stored.shape[1]) if stored.ndim == 3 else 0
-    ours = sincos(grid_positions((side, side)), config.width, config.sincos)
-    tolerance = max(1e-4, torch.finfo(stored.dtype).eps)
-    if ours.shape != stored.shape or (ours - stored.float()).abs().max() > tolerance:
-        raise UserError(
-            "'pos_embed' is not the sin-cos table of a square grid; this checkpoint is not an original DiT's"
-        )
+def check_table(key: str) -> Callable[[State, DiTConfig], None]:
+    """The stored table of positions is dropped, because it is computed; but only if it is the one that we compute."""
+
+    def check(state: State, config: DiTConfig) -> None:
+        if (stored := state.get(key)) is None:
+            return
+        side = math.isqrt(stored.shape[1]) if stored.ndim == 3 else 0
+        ours = sincos(grid_positions((side, side)), config.width, config.sincos)
+        tolerance = max(1e-4, torch.finfo(stored.dtype).eps)
+        if ours.shape != stored.shape or (ours - stored.float()).abs().max() > tolerance:
+            raise UserError(f"{key!r} is not the sin-cos table of a square grid; this checkpoint is of another family")
+
+    return check
 
 
-DIT = Family(RULES, infer, expected, check_positions, process)
+DIT = Family(RULES, infer, expected, check_table("pos_embed"), process)

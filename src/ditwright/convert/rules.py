@@ -30,6 +30,7 @@ class Family:
     expected: Callable[[DiTConfig], list[str]]  # every key that must be there
     check: Callable[[State, DiTConfig], None]  # what is dropped is what we compute
     process: Callable[[DiTConfig], ProcessConfig]  # how such networks were trained
+    read: Callable[[Path], tuple[State, int | None]] = lambda path: (read_state(path), None)  # and heads, if told
     prepare: Callable[[State, DiTConfig], tuple[State, DiTConfig]] = lambda state, config: (state, config)
 
 

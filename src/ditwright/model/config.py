@@ -37,6 +37,8 @@ class DiTConfig:
     rope: tuple[int, ...] = ()  # channels of each head rotated by each axis; () for none
     qk_norm: bool = False  # RMS norm of queries and keys (Dehghani et al. 2023)
     mlp_ratio: float = 4.0
+    mlp_norm_eps: float = 1e-6  # diffusers' DiT: 1e-5
+    time_shift: int = 0  # of the time features' frequencies; diffusers' DiT: 1
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.heads < 1 or self.width % self.heads:

@@ -28,7 +28,7 @@ def make_block(config: DiTConfig, stage: Stage) -> Block:
     branches["attn"] = JointAttention({"x": AttentionLane(width, heads, mod(width), qk_norm=config.qk_norm)})
     if stage.cross:
         branches["cross"] = CrossAttention(width, heads, mod(width))
-    branches["mlp"] = Feed({"x": FeedLane(width, round(width * config.mlp_ratio), mod(width))})
+    branches["mlp"] = Feed({"x": FeedLane(width, round(width * config.mlp_ratio), mod(width, config.mlp_norm_eps))})
     return Block(branches)
 
 
@@ -51,7 +51,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config, width = config, config.width
         self.patchify = Patchify(config.patch, config.channels, width)
-        self.time = TimeEmbed(width)
+        self.time = TimeEmbed(width, config.time_shift)
         self.vectors = nn.ModuleDict({"label": LabelEmbed(config.num_classes, width)} if config.num_classes else {})
         self.blocks = nn.ModuleList(make_block(config, stage) for stage in config.stages for _ in range(stage.depth))
         head_mod = Plain if config.stages[-1].mod == "plain" else AdaLN

@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def layer_norm(width: int, affine: bool = False) -> nn.LayerNorm:
+def layer_norm(width: int, affine: bool = False, eps: float = 1e-6) -> nn.LayerNorm:
     """DiT's norm: without weights of its own unless `affine`."""
-    return nn.LayerNorm(width, elementwise_affine=affine, eps=1e-6)
+    return nn.LayerNorm(width, elementwise_affine=affine, eps=eps)
 
 
 class Plain(nn.Module):
     """A learned LayerNorm that does not hear the condition (ViT; DiT in-context and cross-attention)."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, eps: float = 1e-6):
         super().__init__()
-        self.norm = layer_norm(width, affine=True)
+        self.norm = layer_norm(width, affine=True, eps=eps)
 
     def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor, float]:
         return self.norm(x), 1.0
@@ -28,9 +28,9 @@ class Plain(nn.Module):
 class AdaLN(nn.Module):
     """Shift and scale of the norm regressed from the condition (Perez et al. 2018; Peebles & Xie, Sec. 3.2)."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, eps: float = 1e-6):
         super().__init__()
-        self.norm, self.lin = layer_norm(width), nn.Linear(width, 2 * width)
+        self.norm, self.lin = layer_norm(width, eps=eps), nn.Linear(width, 2 * width)
 
     def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor, float]:
         shift, scale = self.lin(F.silu(vec))[:, None].chunk(2, -1)  # (B, 1, D) each
@@ -40,9 +40,9 @@ class AdaLN(nn.Module):
 class AdaLNZero(nn.Module):
     """adaLN with a gate; `lin` starts at zero, so every branch starts silent (Peebles & Xie, Sec. 3.2)."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, eps: float = 1e-6):
         super().__init__()
-        self.norm, self.lin = layer_norm(width), nn.Linear(width, 3 * width)
+        self.norm, self.lin = layer_norm(width, eps=eps), nn.Linear(width, 3 * width)
 
     def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
         shift, scale, gate = self.lin(F.silu(vec))[:, None].chunk(3, -1)  # (B, 1, D) each
