@@ -99,6 +99,10 @@ class Pipeline:
             found.append(number)
         return found
 
+    def class_name(self, label: int | None) -> str | None:
+        """What a class is called, where it has a name."""
+        return None if label is None or not self.card.class_names else self.card.class_names[label]
+
     @torch.no_grad()
     def steps(
         self,

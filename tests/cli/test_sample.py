@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ditwright.cli.main import main
 from ditwright.diffusion.config import SampleConfig
+from ditwright.diffusion.sampler import SAMPLERS
 from ditwright.pipeline import Pipeline
 
 
@@ -33,6 +35,14 @@ def test_without_options_every_class_is_drawn_as_the_checkpoint_says(command, ti
     drawn = Pipeline.from_pretrained(tiny_run)(range(10))
     for i in range(10):
         assert np.array_equal(read(tmp_path / "out" / names[i + 1])[0], drawn[i, ..., 0])
+
+
+def test_help_names_every_sampler_and_setting(capsys):
+    with pytest.raises(SystemExit):
+        main(["sample", "--help"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in SAMPLERS)
+    assert all(f"--{name.replace('_', '-')}" in said for name in SampleConfig.__dataclass_fields__)
 
 
 def test_the_settings_of_a_picture_are_in_it_and_draw_it_again(command, tiny_run, tmp_path):
@@ -109,3 +119,10 @@ def test_a_full_disk_leaves_whole_pictures_or_none(command, tiny_run, tmp_path, 
     assert "No space left on device" in err
     assert err.count("\n") == 1
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_number_of_images_beside_labels_is_refused(command, tiny_run, tmp_path):
+    code, _, err = command("sample", tiny_run, "--class-labels", "1", "--num-images", "3", "--output", tmp_path / "o")
+    assert code == 2
+    assert "--num-images" in err
+    assert not (tmp_path / "o").exists()

@@ -182,7 +182,7 @@ def test_a_table_of_positions_that_is_not_ours_is_refused(table):
             lambda s: s.update({"x_embedder.proj.weight": torch.ones(48, 16)}),
             "'x_embedder.proj.weight' must have 4 axes",
         ),
-        (lambda s: s.update({"final_layer.linear.bias": torch.ones(20)}), "'final_layer.linear' gives 5 channels"),
+        (lambda s: s.update({"final_layer.linear.bias": torch.ones(20)}), "gives 5 channels"),
     ],
     ids=["unknown", "prefixed", "no patches", "no labels", "no qkv", "no bias", "fc1", "flat patches", "channels"],
 )

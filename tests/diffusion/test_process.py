@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ditwright.diffusion.config import ProcessConfig
+from ditwright.diffusion.config import ObjectiveConfig, ProcessConfig
 from ditwright.diffusion.path import DDPM, PATHS, coeffs_like, linear
 from ditwright.diffusion.process import Denoiser, Index, Process, process_from, quarter_log, thousand
 from ditwright.diffusion.target import EDM, TARGETS, decode, velocity
@@ -113,3 +113,18 @@ def test_the_second_half_of_the_channels_is_the_variance():
     torch.testing.assert_close(twice.eps, x)
     assert (twice.var == (-3 + 1) / 2).all()
     assert twice.var.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("config", "knobs"),
+    [
+        (ProcessConfig, {"steps": 500}),
+        (ProcessConfig, {"sigma_data": 0.3}),
+        (ObjectiveConfig, {"mean": 0.3}),
+        (ObjectiveConfig, {"times": "discrete", "std": 0.8}),
+        (ObjectiveConfig, {"gamma": 2.0}),
+    ],
+)
+def test_a_knob_that_nothing_would_read_is_refused(config, knobs):
+    with pytest.raises(UserError, match=list(knobs)[-1]):
+        config(**knobs)

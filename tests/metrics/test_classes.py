@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ditwright.data.digits import digits
-from ditwright.metrics.classes import novelty, spread, train_judge
+from ditwright.metrics.classes import nearest_real_ratio, spread, train_judge
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def test_spread_is_the_standard_deviation_around_the_mean_of_a_class(real):
     assert spread(collapsed, np.zeros(50, int)) == {0: pytest.approx(0, abs=1e-12)}
 
 
-def test_novelty_is_0_for_copies_and_1_for_other_real_digits(real):
-    assert novelty(real.images[:100], real.images) == 0
-    assert novelty(real.images[1::2], real.images[::2]) == pytest.approx(1, abs=0.05)
+def test_the_distance_to_real_is_0_for_copies_and_1_for_other_real_digits(real):
+    assert nearest_real_ratio(real.images[:100], real.images) == 0
+    assert nearest_real_ratio(real.images[1::2], real.images[::2]) == pytest.approx(1, abs=0.05)
     noise = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), np.uint8)
-    assert novelty(noise, real.images) > 1.5
+    assert nearest_real_ratio(noise, real.images) > 1.5

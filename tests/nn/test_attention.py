@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ditwright.nn.attention import SHORT, attend
+from ditwright.nn import attention
+from ditwright.nn.attention import SHORT, attend, by_products
 
 LENGTHS = [(5, 7), (6, SHORT), (3, SHORT + 1)]  # queries, keys: on both sides of the choice between the ways
 
@@ -24,8 +25,8 @@ def formula(q, k, v, mask=None):
 
 
 def both_ways(q, k, v, mask=None):
-    """While training (plain products on short sequences) and while sampling (the fused kernel)."""
-    return attend(q.requires_grad_(), k, v, mask).detach(), attend(q.detach(), k, v, mask)
+    """By plain products and by the fused kernel."""
+    return by_products(q, k, v, None if mask is None else mask[:, None, None]), attend(q, k, v, mask)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -53,8 +54,8 @@ def test_padding_keys_do_not_change_the_result(queries, keys):
 def test_gradients_of_plain_products_are_those_of_the_fused_kernel(masked):
     q, k, v = (x.requires_grad_() for x in inputs(5, 7))
     mask = torch.arange(7).expand(2, -1) < 4 if masked else None
-    ours = torch.autograd.grad(attend(q, k, v, mask).square().sum(), (q, k, v))
     keys = None if mask is None else mask[:, None, None]
+    ours = torch.autograd.grad(by_products(q, k, v, keys).square().sum(), (q, k, v))
     fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keys)
     for a, b in zip(ours, torch.autograd.grad(fused.square().sum(), (q, k, v)), strict=True):
         torch.testing.assert_close(a, b)
@@ -68,8 +69,25 @@ def test_a_query_without_any_key_reads_nothing_either_way():
         assert (out[1] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "keys", "trains"),
+    [
+        (torch.bfloat16, SHORT, True),
+        (torch.bfloat16, SHORT + 1, True),
+        (torch.bfloat16, 7, False),
+        (torch.float32, 7, True),
+    ],
+)
+def test_plain_products_are_for_training_short_bf16_sequences(dtype, keys, trains, monkeypatch):
+    asked = []
+    monkeypatch.setattr(attention, "by_products", lambda q, k, v, keys: asked.append(1) or q)
+    q, k, v = (x.to(dtype) for x in inputs(5, keys))
+    attend(q.requires_grad_(trains), k, v)
+    assert bool(asked) == (dtype == torch.bfloat16 and keys <= SHORT and trains)
+
+
 def test_the_result_keeps_the_number_format_while_training():
     q, k, v = (x.bfloat16() for x in inputs(5, 7))
-    trained, sampled = both_ways(q, k, v)
+    trained, sampled = attend(q.requires_grad_(), k, v).detach(), attend(q.detach(), k, v)
     assert trained.dtype == sampled.dtype == torch.bfloat16
     torch.testing.assert_close(trained.float(), formula(q.float(), k.float(), v.float()), atol=0.03, rtol=0)

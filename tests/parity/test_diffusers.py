@@ -77,6 +77,24 @@ def test_a_missing_key_is_named(key):
         convert.load(state, family="diffusers", heads=2)
 
 
+@pytest.mark.parametrize(("key", "value"), [("norm_eps", 1e-6), ("activation_fn", "gelu")])
+def test_another_architecture_is_refused(key, value, tmp_path):
+    model(SHAPES[0]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(UserError, match=key):
+        convert.load(tmp_path, family="diffusers")
+
+
+def test_the_schedule_of_a_pipeline_is_checked(tmp_path):
+    model(SHAPES[0]).save_pretrained(tmp_path / "transformer")
+    diffusers.DDIMScheduler(beta_start=1e-4, beta_end=0.02).save_pretrained(tmp_path / "scheduler")
+    convert.load(tmp_path, family="diffusers")
+    diffusers.DDIMScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(UserError, match=r"prediction_type|beta_start"):
+        convert.load(tmp_path, family="diffusers")
+
+
 def test_another_class_of_folder_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
     with pytest.raises(UserError, match="UNet2DModel"):

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .main import Parser
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
 
 SAMPLES = 1000
 STYLE = {"cell": 64, "smooth": True}  # 8 x 8 pixels read as handwriting when their enlargement is smooth
@@ -21,7 +25,7 @@ def run(words: list[str]) -> int:
 
     from ..data.digits import digits as real_digits
     from ..files import whole_file
-    from ..metrics.classes import novelty, spread, train_judge
+    from ..metrics.classes import nearest_real_ratio, spread, train_judge
     from ..pipeline import Pipeline, best_device
     from ..recipes.digits import digits
     from ..run import train
@@ -43,7 +47,7 @@ def run(words: list[str]) -> int:
         "accuracy": judge.accuracy(samples, labels),
         "judge_accuracy_on_held_out_real_digits": judge.real_accuracy,
         "spread_within_class_over_real": {str(k): round(v, 3) for k, v in ratios.items()},
-        "distance_to_nearest_real_over_real": round(novelty(samples, real.images), 3),
+        "distance_to_nearest_real_over_real": round(nearest_real_ratio(samples, real.images), 3),
         "train_seconds": round(seconds, 1),
         "sample_seconds": round(sampling, 1),
     }
@@ -56,17 +60,16 @@ def run(words: list[str]) -> int:
     print(f"recognised        {report['accuracy']:.1%} of samples, by a classifier that never saw the model")
     print(f"                  (it is right on {judge.real_accuracy:.1%} of real digits that it was not trained on)")
     print(f"variety           lowest within-class spread {ratios[lowest]:.0%} of the real one (digit {lowest})")
-    print(f"novelty           {report['distance_to_nearest_real_over_real']:.2f} of the distance between real digits")
+    ratio = report["distance_to_nearest_real_over_real"]
+    print(f"nearness          samples lie {ratio:.2f} times as far from the nearest real digit as real digits do")
     print("\n".join(f"picture           {path}" for path in pictures))
     return 0
 
 
-def draw(pipe: object, output: Path) -> list[Path]:
+def draw(pipe: Pipeline, output: Path) -> list[Path]:
     """A labelled grid and a film strip from noise to digits."""
     from ..pictures import save_png, sheet
-    from ..pipeline import Pipeline
 
-    assert isinstance(pipe, Pipeline)
     names, columns = pipe.card.class_names, 12
     pictures = pipe([label for label in range(10) for _ in range(columns)], seed=1)
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]

@@ -5,19 +5,21 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ..config import merge
 from ..errors import UserError
 from .main import Parser
 
 
-def run(words: list[str]) -> int:
-    parser = Parser(
+def parser() -> Parser:
+    """The options; those of SampleConfig have its names and are read by its reader."""
+    made = Parser(
         prog="ditwright sample",
         usage="ditwright sample RUN_OR_CHECKPOINT [options]",
         description="Draw pictures; the checkpoint knows everything not given.",
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("checkpoint", type=Path, help="run folder (its newest checkpoint) or checkpoint folder")
     add("--class-labels", nargs="+", metavar="LABEL", help="numbers or names, one sample each (default: every class)")
     add("--num-images", type=int, metavar="N", help="how many, where the network has no classes (default: 16)")
@@ -43,7 +45,11 @@ def run(words: list[str]) -> int:
     add("--guidance-channels", metavar="N", help="guide only the first N channels (the original DiT: 3)")
     add("--clip", metavar="LIMIT", help="keep the estimate of the clean sample within LIMIT of 0 (pixels: 1)")
     add("--batch-size", metavar="N")
-    args = vars(parser.parse_args(words))
+    return made
+
+
+def run(words: list[str]) -> int:
+    args = vars(parser().parse_args(words))
 
     from tqdm import tqdm
 
@@ -56,7 +62,7 @@ def run(words: list[str]) -> int:
     pipe = Pipeline.from_pretrained(folder, best_device())
     fields = asdict(pipe.card.sample)
     config = merge(pipe.card.sample, {key: args[key] for key in fields if args.get(key) is not None})
-    labels = pipe.labels(args["class_labels"] or default_labels(pipe.card.model.num_classes, args["num_images"]))
+    labels = pipe.labels(asked_labels(args["class_labels"], pipe.card.model.num_classes, args["num_images"]))
     named = [label if pipe.card.model.num_classes else None for label in labels]
     pipe.plan(config, args["size"])  # what cannot be done is refused before any work
     output: Path = args["output"]
@@ -65,21 +71,22 @@ def run(words: list[str]) -> int:
     with tqdm(total=total, unit="step", disable=not sys.stderr.isatty()) as bar:
         pictures = pipe(named, seed=args["seed"], size=args["size"], progress=bar.update, **asdict(config))
 
-    common = {"checkpoint": str(folder), "seed": args["seed"], **asdict(config), "size": list(pictures.shape[1:3])}
-    names = pipe.card.class_names
+    facts = {"checkpoint": str(folder), "seed": args["seed"], **asdict(config), "size": list(pictures.shape[1:3])}
     for i, (picture, label) in enumerate(zip(pictures, named, strict=True)):
-        what = "" if label is None else f"-class{label}"
-        facts = {**common, "index": i, "class_label": label, "class_name": names[label] if names and what else None}
-        save_png(to_pil(picture), output / f"seed{args['seed']}-{i:05d}{what}.png", facts)
-    save_png(grid(pictures), output / "grid.png", {**common, "class_labels": named})
+        name = f"seed{args['seed']}-{i:05d}" + ("" if label is None else f"-class{label}")
+        of_class = {"class_label": label, "class_name": pipe.class_name(label)}
+        save_png(to_pil(picture), output / f"{name}.png", {**facts, "index": i, **of_class})
+    save_png(grid(pictures), output / "grid.png", {**facts, "class_labels": named})
     print(f"{len(pictures)} pictures and grid.png in {output}")
     return 0
 
 
-def default_labels(classes: int, count: int | None) -> list[int | None]:
-    """One sample of each of at most 16 classes, or as many as asked where there are none."""
-    if classes and count is not None:
+def asked_labels(given: list[str] | None, classes: int, count: int | None) -> list[Any]:
+    """The labels given; or each of at most 16 classes; or as many samples as asked where there are no classes."""
+    if (classes or given) and count is not None:
         raise UserError("--num-images is for networks without classes; give --class-labels, one for each picture")
     if count is not None and count < 1:
         raise UserError(f"--num-images must be at least 1; got {count}")
+    if given:
+        return given
     return list(range(min(classes, 16))) if classes else [None] * (count or 16)

@@ -116,7 +116,34 @@ def read(path: Path) -> tuple[State, int | None]:
         raise UserError(f"{str(folder / 'config.json')!r} is missing or damaged ({error})") from error
     if config.get("_class_name") != "DiTTransformer2DModel" or "num_attention_heads" not in config:
         raise UserError(f"{str(folder)!r} holds a {config.get('_class_name')!r}, not a DiTTransformer2DModel")
+    agree(config, ARCHITECTURE, folder)
+    if (scheduler := path / "scheduler" / "scheduler_config.json").is_file():
+        agree(json.loads(scheduler.read_text()), SCHEDULE, scheduler)
     return read_state(folder / "diffusion_pytorch_model.safetensors"), config["num_attention_heads"]
+
+
+ARCHITECTURE = {
+    "norm_type": "ada_norm_zero",
+    "activation_fn": "gelu-approximate",
+    "norm_eps": 1e-5,
+    "norm_elementwise_affine": False,
+    "attention_bias": True,
+}
+SCHEDULE = {
+    "prediction_type": "epsilon",
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "num_train_timesteps": 1000,
+    "trained_betas": None,
+}
+
+
+def agree(config: dict, ours: dict, where: Path) -> None:
+    """UserError for a setting that would make the network or its process another one than we load."""
+    for key, value in ours.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{str(where)!r} has {key} = {config[key]!r}; only {value!r} is known here")
 
 
 DIFFUSERS = Family(RULES, infer, expected, check_table("pos_embed.pos_embed"), process, read=read, prepare=join)

@@ -33,7 +33,7 @@ def load(path_or_state_dict: str | Path | State, *, family: str = "dit", heads: 
     config = table.infer(state, told if heads is None else heads)
     if config.out_channels not in (config.channels, 2 * config.channels):
         raise UserError(
-            f"'final_layer.linear' gives {config.out_channels} channels; the input has {config.channels}: "
+            f"the last layer gives {config.out_channels} channels; the input has {config.channels}: "
             "expected as many, or twice as many where the variance is learned"
         )
     if missing := [key for key in table.expected(config) if key not in state]:

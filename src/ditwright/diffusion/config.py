@@ -29,6 +29,10 @@ class ProcessConfig:
             raise UserError(f"process.reversed_time fits these paths with these targets: {known}")
         if self.sigma_data <= 0:
             raise UserError(f"process.sigma_data must be above 0; got {self.sigma_data:g}")
+        if self.steps != 1000 and not self.path.startswith("ddpm"):
+            raise UserError(f"process.steps is for the paths ddpm and ddpm-cosine; {self.path!r} has no table")
+        if self.sigma_data != 0.5 and self.target != "edm":
+            raise UserError(f"process.sigma_data is for the target edm; {self.target!r} does not use it")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class ObjectiveConfig:
         for name in ("std", "shift", "gamma"):
             if getattr(self, name) <= 0:
                 raise UserError(f"objective.{name} must be above 0; got {getattr(self, name):g}")
+        if (self.mean, self.std) != (0, 1) and self.times not in ("logit-normal", "log-normal"):
+            raise UserError(f"objective.mean and std are for logit-normal and log-normal times, not {self.times!r}")
+        if self.gamma != 5 and self.weight != "min-snr":
+            raise UserError(f"objective.gamma is for the weight min-snr, not {self.weight!r}")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def spread(images: np.ndarray, labels: np.ndarray) -> dict[int, float]:
     return {int(k): float(_rows(images[labels == k]).var(0).mean() ** 0.5) for k in np.unique(labels)}
 
 
-def novelty(images: np.ndarray, real: np.ndarray) -> float:
+def nearest_real_ratio(images: np.ndarray, real: np.ndarray) -> float:
     """How far samples are from the nearest real image, as a share of how far real images are from each other.
 
     Medians of Euclidean distances: 0 for copies of the training set, about 1 for images as new as real ones.

@@ -11,10 +11,9 @@ import math
 from collections.abc import Sequence
 
 from ..nn.embed import FREQUENCIES
+from ..nn.modulation import MODULATIONS
 from ..nn.tokens import patch_grid
 from .config import DiTConfig
-
-MODULATION_VECTORS = {"plain": 0, "adaln": 2, "adaln_zero": 3}
 
 
 def tokens(config: DiTConfig, space: Sequence[int]) -> int:
@@ -32,7 +31,7 @@ def macs(config: DiTConfig, space: Sequence[int]) -> dict[str, int]:
     parts["time"] = FREQUENCIES * d + d * d
     for stage in config.stages:
         branches = 3 if stage.cross else 2
-        parts["modulation"] += stage.depth * branches * MODULATION_VECTORS[stage.mod] * d * d
+        parts["modulation"] += stage.depth * branches * MODULATIONS[stage.mod].vectors * d * d
         parts["attention"] += stage.depth * (4 * length * d * d + 2 * length * length * d)
         parts["mlp"] += stage.depth * 2 * length * d * round(d * config.mlp_ratio)
         if stage.cross:

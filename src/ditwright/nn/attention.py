@@ -9,22 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHORT = 256  # keys up to which plain products train faster than the fused kernel on a CPU
+SHORT = 256  # keys up to which plain products train faster in bf16 than the fused kernel on a CPU
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q (B, H, L, d), k and v (B, H, M, d); `mask` (B, M) is True at keys that exist."""
     keys = None if mask is None else mask[:, None, None]  # (B, 1, 1, M)
-    if q.device.type == "cpu" and q.requires_grad and k.shape[2] <= SHORT:
-        return _by_products(q, k, v, keys)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and k.shape[2] <= SHORT:
+        return by_products(q, k, v, keys)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
 
 
-def _by_products(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
+def by_products(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None) -> Tensor:
     """The formula as it stands, softmax in fp32.
 
-    The fused CPU kernel's backward is slow on short sequences: at 16 tokens forward and backward take it 2 times as
-    long in fp32 and 8 times in bf16 (256 x 4 heads of 32 channels, two Zen 4 cores).
+    The fused CPU kernel's bf16 backward is slow on short sequences: forward and backward took it 11 times as long at
+    16 tokens, 3 times at 64, 1.2 times at 256; in fp32 the two are level (`python bench/attention.py`, measured
+    2026-11-21 on two Zen 4 cores, torch 2.13.0).
     """
     scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()  # (B, H, L, M)
     if keys is None:

@@ -5,6 +5,8 @@ B batch, L tokens, D width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +19,8 @@ def layer_norm(width: int, affine: bool = False, eps: float = 1e-6) -> nn.LayerN
 class Plain(nn.Module):
     """A learned LayerNorm that does not hear the condition (ViT; DiT in-context and cross-attention)."""
 
+    vectors = 0  # regressed from the condition
+
     def __init__(self, width: int, eps: float = 1e-6):
         super().__init__()
         self.norm = layer_norm(width, affine=True, eps=eps)
@@ -27,6 +31,8 @@ class Plain(nn.Module):
 
 class AdaLN(nn.Module):
     """Shift and scale of the norm regressed from the condition (Perez et al. 2018; Peebles & Xie, Sec. 3.2)."""
+
+    vectors = 2  # regressed from the condition
 
     def __init__(self, width: int, eps: float = 1e-6):
         super().__init__()
@@ -40,6 +46,8 @@ class AdaLN(nn.Module):
 class AdaLNZero(nn.Module):
     """adaLN with a gate; `lin` starts at zero, so every branch starts silent (Peebles & Xie, Sec. 3.2)."""
 
+    vectors = 3  # regressed from the condition
+
     def __init__(self, width: int, eps: float = 1e-6):
         super().__init__()
         self.norm, self.lin = layer_norm(width, eps=eps), nn.Linear(width, 3 * width)
@@ -49,4 +57,4 @@ class AdaLNZero(nn.Module):
         return self.norm(x) * (1 + scale) + shift, gate
 
 
-MODULATIONS: dict[str, type[nn.Module]] = {"plain": Plain, "adaln": AdaLN, "adaln_zero": AdaLNZero}
+MODULATIONS: dict[str, Any] = {"plain": Plain, "adaln": AdaLN, "adaln_zero": AdaLNZero}
