@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from ditwright.diffusion.config import ProcessConfig
-from ditwright.diffusion.grid import full, grid_for, karras_rho, respaced, shifted, spaced, uniform, with_last
+from ditwright.diffusion.grid import (
+    full,
+    grid_for,
+    karras_rho,
+    respaced,
+    shifted,
+    spaced,
+    strided,
+    uniform,
+    with_last,
+)
 from ditwright.diffusion.path import PATHS
 from ditwright.diffusion.process import process_from
 from ditwright.errors import UserError
@@ -88,3 +98,26 @@ def test_respacings_keep_the_steps_that_their_notation_says(spacing, kept):
 def test_respacings_that_do_not_fit_are_refused(spacing):
     with pytest.raises(UserError):
         spaced(100, spacing)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("count", [1, 2, 7, 50, 333, 1000])
+def test_strides_are_those_of_the_published_schedulers(spacing, count):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(timestep_spacing=spacing, beta_start=1e-4, beta_end=0.02)
+    scheduler.set_timesteps(count)
+    assert sorted(strided(1000, count, spacing)) == sorted(scheduler.timesteps.tolist())
+
+
+def test_an_offset_moves_leading_steps():
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(steps_offset=1)
+    scheduler.set_timesteps(50)
+    assert strided(1000, 50, "leading", 1) == sorted(scheduler.timesteps.tolist())
+    with pytest.raises(UserError, match="do not fit"):
+        strided(1000, 1000, "leading", 1)
+
+
+def test_spacing_is_for_tables():
+    with pytest.raises(UserError, match="timestep_spacing 'leading' is for the tables"):
+        grid_for(process_from(ProcessConfig("linear", "velocity")), 10, "leading")

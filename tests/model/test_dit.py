@@ -85,10 +85,27 @@ def test_every_parameter_is_trained(conditioning):
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+LIGHTNING = {"norm": "rms", "mlp": "swiglu", "mlp_ratio": 8 / 3, "rope": (6, 6), "qk_norm": True}
+
+
 @every_conditioning
-def test_a_fresh_network_predicts_zero(conditioning):
-    out = build(config(conditioning))(*inputs())
+def test_every_parameter_of_lightningdits_options_is_trained(conditioning):
+    net, (x, t, cond) = lively(config(conditioning, **LIGHTNING)), inputs()
+    net(x, t, cond).square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@every_conditioning
+@pytest.mark.parametrize("options", [{}, LIGHTNING], ids=["dit", "lightning"])
+def test_a_fresh_network_predicts_zero(conditioning, options):
+    out = build(config(conditioning, **options))(*inputs())
     assert (out == 0).all()
+
+
+@pytest.mark.parametrize(("key", "known"), [("norm", "layer, rms"), ("mlp", "gelu, swiglu")])
+def test_an_unknown_norm_or_mlp_is_refused(key, known):
+    with pytest.raises(UserError, match=rf"unknown {key} 'other'; known: {known}"):
+        DiT(config(**{key: "other"}))
 
 
 @every_conditioning
@@ -206,7 +223,9 @@ def test_stages_may_differ():
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("positions", [{}, {"sincos": (), "rope": (4, 8)}], ids=["sincos", "rope"])
+@pytest.mark.parametrize(
+    "positions", [{}, {"sincos": (), "rope": (4, 8)}, LIGHTNING], ids=["sincos", "rope", "lightning"]
+)
 @every_conditioning
 def test_numbers_of_less_or_more_precision_agree(conditioning, positions, training):
     net, (x, t, cond) = lively(config(conditioning, **positions)), inputs()
@@ -228,8 +247,9 @@ def test_norms_of_queries_and_keys_train_in_less_precision_without_a_warning():
 
 
 @every_conditioning
-def test_all_weights_may_be_of_less_precision(conditioning):
-    net, (x, t, cond) = lively(config(conditioning)), inputs()
+@pytest.mark.parametrize("options", [{}, LIGHTNING], ids=["dit", "lightning"])
+def test_all_weights_may_be_of_less_precision(conditioning, options):
+    net, (x, t, cond) = lively(config(conditioning, **options)), inputs()
     out, low = net(x, t, cond), net.bfloat16()(x.bfloat16(), t, cond)
     assert low.dtype == torch.bfloat16
     assert (low - out).norm() < 0.05 * out.norm()
@@ -270,3 +290,16 @@ def test_impossible_stages_and_conditionings_are_refused():
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(CONDITIONINGS, repeat=2)))
 def test_the_last_conditioning_chosen_counts(first, second):
     assert conditioned(config(first), second) == config(second)
+
+
+@pytest.mark.parametrize("sincos", [(1, 0), ()])
+def test_the_stream_keeps_the_precision_of_the_weights_under_autocast(sincos):
+    net, seen = build(DiTConfig(width=32, heads=2, stages=(Stage(2),), sincos=sincos)), []
+    for block in net.blocks:
+        block.register_forward_hook(lambda block, args, out: seen.append(out[0].dtype))
+    x, t, label = torch.randn(1, 4, 8, 8), torch.ones(1), {"label": torch.zeros(1, dtype=torch.long)}
+    with torch.autocast("cpu", torch.bfloat16):
+        net(x, t, label)
+    assert seen == [torch.float32] * 2
+    net.bfloat16()(x.bfloat16(), t, label)
+    assert seen[2:] == [torch.bfloat16] * 2

@@ -62,9 +62,28 @@ def test_size_is_the_originals_to_the_unit(size, count):
     assert parameters(config) + stored_table == count
 
 
-def test_every_preset_is_in_the_papers_table():
-    assert {name.removeprefix("DiT-") for name in PRESETS} <= PUBLISHED.keys()
-    assert len(PRESETS) == 12
+def test_every_dit_is_in_the_papers_table():
+    named = {name.removeprefix("DiT-") for name in PRESETS if name.startswith("DiT-")}
+    assert named <= PUBLISHED.keys()
+    assert len(named) == 12
+
+
+LIGHTNING = {"B/1": 0.130, "B/2": 0.131, "L/2": 0.458, "XL/1": 0.675, "XL/2": 0.675}  # as DiT's of that width
+LIGHTNING |= {"1p0B/1": 1.0, "1p0B/2": 1.0, "1p6B/1": 1.6, "1p6B/2": 1.6}  # as their names say
+
+
+def test_every_lightningdit_has_the_size_of_its_name():
+    """Gating takes a third of the hidden channels, so that the size stays DiT's."""
+    sizes = {name: parameters(config) / 1e9 for name, config in PRESETS.items() if name.startswith("LightningDiT-")}
+    digits = {name: 3 if LIGHTNING[name.removeprefix("LightningDiT-")] < 1 else 1 for name in sizes}
+    assert {name.removeprefix("LightningDiT-"): round(size, digits[name]) for name, size in sizes.items()} == LIGHTNING
+
+
+def test_the_hidden_width_of_a_lightningdit_is_rounded_as_theirs():
+    hidden = {
+        config.width: round(config.width * config.mlp_ratio) for config in PRESETS.values() if config.mlp == "swiglu"
+    }
+    assert hidden == {768: 2048, 1024: 2730, 1152: 3072, 1536: 4096, 1792: 4778}
 
 
 SMALL = {
@@ -75,6 +94,10 @@ SMALL = {
         (3, 4, 6),
     ),
     "unconditional": (DiTConfig(width=16, heads=2, stages=(Stage(1),), num_classes=0, out_channels=8), (4, 4)),
+    "lightning": (
+        DiTConfig(24, 2, (Stage(2),), (1, 1), 8, 8, rope=(6, 6), norm="rms", mlp="swiglu", mlp_ratio=8 / 3),
+        (4, 6),
+    ),
     "narrow": (DiTConfig(width=16, heads=2, stages=(Stage(2),), mlp_ratio=2.5, qk_norm=True), (4, 4)),
 }
 

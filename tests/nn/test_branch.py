@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ditwright.nn.branch import (
+    FEEDS,
     AttentionLane,
     Block,
     Context,
@@ -12,11 +13,12 @@ from ditwright.nn.branch import (
     Feed,
     FeedLane,
     JointAttention,
+    SwiGLULane,
     add,
     lanes_for,
     run_all,
 )
-from ditwright.nn.modulation import AdaLN
+from ditwright.nn.modulation import AdaLN, AdaLNZero, Plain
 from ditwright.nn.position import rope
 from ditwright.nn.tokens import Tokens
 
@@ -75,6 +77,24 @@ def test_own_lanes_with_equal_weights_are_a_shared_lane():
             own[branch][lane].load_state_dict(shared[branch]["x"].state_dict())
     for a, b in zip(own(xs, ctx), shared(xs, ctx), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_gated_mlp_opens_one_half_by_the_other():
+    """Shazeer 2020, eq. 6, the first half of the fused projection being the gate."""
+    lane, (x,), vec = SwiGLULane(WIDTH, 20, AdaLNZero(WIDTH)), streams(5), torch.randn(2, WIDTH)
+    h, gate = lane.mod(x, vec)
+    w, v = lane.w12.weight.split(20)
+    b, c = lane.w12.bias.split(20)
+    opened = h @ w.T + b
+    want = gate * ((opened * opened.sigmoid() * (h @ v.T + c)) @ lane.w3.weight.T + lane.w3.bias)
+    torch.testing.assert_close(lane(x, vec), want)
+
+
+@pytest.mark.parametrize("name", FEEDS)
+def test_every_mlp_costs_the_products_that_it_says(name):
+    lane = FEEDS[name](WIDTH, 20, Plain(WIDTH))
+    products = sum(p.numel() for p in lane.parameters() if p.ndim == 2)
+    assert products == lane.products * WIDTH * 20
 
 
 def test_own_lanes_each_serve_their_stream():

@@ -1,11 +1,14 @@
 """How blocks hear the condition."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ditwright.nn.modulation import MODULATIONS, AdaLN, AdaLNZero, Plain
+from ditwright.nn.norm import RMSNorm, rms_norm
 
 WIDTH = 6
 
@@ -27,6 +30,19 @@ def test_the_shapes_of_every_modulation_are_those_of_its_input(name):
     h, gate = MODULATIONS[name](WIDTH)(x, vec)
     assert h.shape == x.shape
     assert (gate * h).shape == x.shape
+
+
+@pytest.mark.parametrize("name", MODULATIONS)
+def test_the_norm_is_the_one_that_was_given(name):
+    """Without weights of its own under a modulation, unless it is of a kind that always has them."""
+    x, vec = inputs()
+    plain, rms = MODULATIONS[name](WIDTH), MODULATIONS[name](WIDTH, partial(rms_norm, eps=0.5))
+    assert isinstance(rms.norm, RMSNorm)
+    assert {p for p, _ in plain.norm.named_parameters()} == ({"weight", "bias"} if name == "plain" else set())
+    assert {p for p, _ in rms.norm.named_parameters()} == {"weight"}
+    if name != "plain":
+        silent(rms)
+    torch.testing.assert_close(rms(x, vec)[0], x / (x.square().mean(-1, keepdim=True) + 0.5).sqrt())
 
 
 @pytest.mark.parametrize("mod", [Plain(WIDTH), silent(AdaLN(WIDTH)), silent(AdaLNZero(WIDTH))])

@@ -29,7 +29,7 @@ SHORT = ["10", "ddim25"]  # whose trajectories are stored
 @lru_cache
 def network():
     state = {name.removeprefix("state."): v for name, v in NETWORK.items() if name.startswith("state.")}
-    return convert.load(state, heads=3).requires_grad_(False).net
+    return convert.load(state, family="dit", heads=3).requires_grad_(False).net
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ STATE = {name.removeprefix("state."): v for name, v in GOLDEN.items() if name.st
 
 @pytest.fixture(scope="module")
 def denoiser():
-    return convert.load(STATE, heads=3).requires_grad_(False)
+    return convert.load(STATE, family="dit", heads=3).requires_grad_(False)
 
 
 def off(ours, theirs):

@@ -26,14 +26,14 @@ def sit():
 @torch.no_grad()
 def their_velocity(x, tau):
     """Of the network in its own convention, tau = 1 at the data: the kept half of the doubled output."""
-    net = convert.load(STATE, heads=3).net
+    net = convert.load(STATE, family="dit", heads=3).net
     return net(x, torch.full((len(x),), tau), {"label": LABEL})[:, :4]
 
 
 def test_the_kept_half_is_the_whole_output(sit):
     x, t = GOLDEN["x"], torch.rand(6)
     with torch.no_grad():
-        doubled = convert.load(STATE, heads=3).net(x, t, {"label": GOLDEN["y"]})
+        doubled = convert.load(STATE, family="dit", heads=3).net(x, t, {"label": GOLDEN["y"]})
         kept = sit.net(x, t, {"label": GOLDEN["y"]})
     assert kept.shape == x.shape
     torch.testing.assert_close(kept, doubled[:, :4])

@@ -1,5 +1,7 @@
 """Weights from and for other projects: one engine (rules.py), a table per family."""
 
-from .load import FAMILIES, load
+from .diffusers import pad_classes
+from .family import Portable
+from .load import FAMILIES, check_place, load, read, write
 
-__all__ = ["FAMILIES", "load"]
+__all__ = ["FAMILIES", "Portable", "check_place", "load", "pad_classes", "read", "write"]

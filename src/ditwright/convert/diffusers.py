@@ -2,148 +2,149 @@
 
 from __future__ import annotations
 
-import json
-import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..errors import UserError
 from ..model.config import DiTConfig, Stage
-from .dit import check_table, halves, heads_of, process
-from .rules import Family, Rule, State, read_state
+from ..model.weights import State
+from . import dit
+from .family import Also, Family, Portable, square
+from .folder import ARCHITECTURE, CLASSES, write_folder
+from .rules import Layout, Rule, copies, halves, joined, kernel, same
+from .scheduler import TABLES, TARGETS, read_scheduler, write_scheduler
+from .source import Source
 
-EMB = r"transformer_blocks\.0\.norm1\.emb"
-RULES: list[Rule] = [
-    (r"pos_embed\.pos_embed",                               None,                                       None),
-    (r"pos_embed\.proj\.weight",                            r"patchify.proj.weight",     lambda w: w.flatten(1)),
-    (r"pos_embed\.proj\.bias",                              r"patchify.proj.bias",                      None),
-    (EMB + r"\.timestep_embedder\.linear_1\.(weight|bias)", r"time.mlp.0.\1",                           None),
-    (EMB + r"\.timestep_embedder\.linear_2\.(weight|bias)", r"time.mlp.2.\1",                           None),
-    (EMB + r"\.class_embedder\.embedding_table\.weight",    r"vectors.label.table.weight",              None),
-    (r"transformer_blocks\.[1-9]\d*\.norm1\.emb\..*",      None,                                       None),
-    (r"transformer_blocks\.(\d+)\.norm1\.linear\.(weight|bias)",
-     (r"blocks.\1.attn.x.mod.lin.\2", r"blocks.\1.mlp.x.mod.lin.\2"),                                  halves),
-    (r"transformer_blocks\.(\d+)\.attn1\.to_qkv\.(weight|bias)",      r"blocks.\1.attn.x.qkv.\2",      None),
-    (r"transformer_blocks\.(\d+)\.attn1\.to_out\.0\.(weight|bias)",   r"blocks.\1.attn.x.proj.\2",     None),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj\.(weight|bias)",   r"blocks.\1.mlp.x.fc1.\2",       None),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.2\.(weight|bias)",         r"blocks.\1.mlp.x.fc2.\2",       None),
-    (r"proj_out_1\.(weight|bias)",                          r"head.mod.lin.\1",                         None),
-    (r"proj_out_2\.(weight|bias)",                          r"head.proj.\1",                            None),
-]  # fmt: skip
+NULL = 1000  # the null class of stock DiTPipeline, whatever the network has
+EMB = "transformer_blocks.{i}.norm1.emb"
+positions = replace(dit.positions, written=False)
+
+RULES = (
+    Rule("pos_embed.pos_embed",                              (),                              positions),
+    Rule("pos_embed.proj.weight",                            "patchify.proj.weight",          kernel),
+    Rule("pos_embed.proj.bias",                              "patchify.proj.bias",            same),
+    Rule(EMB + ".timestep_embedder.linear_1.{p}",            "time.mlp.0.{p}",                copies),
+    Rule(EMB + ".timestep_embedder.linear_2.{p}",            "time.mlp.2.{p}",                copies),
+    Rule(EMB + ".class_embedder.embedding_table.weight",     "vectors.label.table.weight",    copies),
+    Rule("transformer_blocks.{i}.norm1.linear.{p}",
+         ("blocks.{i}.attn.x.mod.lin.{p}", "blocks.{i}.mlp.x.mod.lin.{p}"),                   halves),
+    Rule(("transformer_blocks.{i}.attn1.to_q.{p}",
+          "transformer_blocks.{i}.attn1.to_k.{p}",
+          "transformer_blocks.{i}.attn1.to_v.{p}"),          "blocks.{i}.attn.x.qkv.{p}",     joined),
+    Rule("transformer_blocks.{i}.attn1.to_out.0.{p}",        "blocks.{i}.attn.x.proj.{p}",    same),
+    Rule("transformer_blocks.{i}.ff.net.0.proj.{p}",         "blocks.{i}.mlp.x.fc1.{p}",      same),
+    Rule("transformer_blocks.{i}.ff.net.2.{p}",              "blocks.{i}.mlp.x.fc2.{p}",      same),
+    Rule("proj_out_1.{p}",                                   "head.mod.lin.{p}",              same),
+    Rule("proj_out_2.{p}",                                   "head.proj.{p}",                 same),
+)  # fmt: skip
 
 
-def infer(state: State, heads: int | None = None) -> DiTConfig:
-    """The network of a state dict, with diffusers' two numerical differences as values of its configuration.
+def layout(source: Source, heads: int | None = None) -> Layout:
+    """The network of a checkpoint, with diffusers' two numerical differences as values of its configuration.
 
     A third shows only at sizes other than the trained one: diffusers squeezes positions into the trained range, ours
     go on counting.
     """
-    needed = ("pos_embed.proj.weight", "proj_out_2.bias", f"{block(0)}.ff.net.0.proj.weight", f"{emb(0)}.{TABLE}")
-    for key, axes in zip(needed, (4, 1, 2, 2), strict=True):
-        if key not in state or state[key].ndim != axes:
-            raise UserError(
-                f"diffusers' DiT needs the key {key!r} with {axes} axes; this one starts {sorted(state)[:3]}"
-            )
-    projection, out, hidden, table = (state[key].shape for key in needed)
-    width, channels, *patch = projection
-    depth = len({key.split(".")[1] for key in state if key.startswith("transformer_blocks.")})
-    return DiTConfig(
+    told = source.said.get("transformer", {})
+    width, channels, *patch = dit.shape(source, "pos_embed.proj.weight", 4)
+    model = DiTConfig(
         width=width,
-        heads=heads_of(width, heads),
-        stages=(Stage(depth),),
+        heads=dit.heads_of(width, told.get("num_attention_heads") if heads is None else heads),
+        stages=(Stage(dit.depth_of(source, "transformer_blocks")),),
         patch=tuple(patch),
         channels=channels,
-        out_channels=out[0] // math.prod(patch),
-        num_classes=table[0] - 1,
-        mlp_ratio=hidden[0] / width,
-        mlp_norm_eps=1e-5,
+        out_channels=dit.outputs_of(source, "proj_out_2.bias", channels, patch),
+        num_classes=dit.shape(source, EMB.format(i=0) + ".class_embedder.embedding_table.weight", 2)[0] - 1,
+        mlp_ratio=dit.shape(source, "transformer_blocks.0.ff.net.0.proj.weight", 2)[0] / width,
+        mlp_norm_eps=told.get("norm_eps", 1e-5),
         time_shift=1,
     )
+    return Layout(model, dit.side_of(source.state.get("pos_embed.pos_embed")))
 
 
-TABLE = "class_embedder.embedding_table.weight"
+def about(source: Source, layout: Layout) -> dict[str, Any]:
+    """Process and sampling of a pipeline's scheduler, its picture size, class names and autoencoder."""
+    model, said = layout.model, source.said
+    process, sample, notes = read_scheduler(said.get("scheduler", {}), f"{str(source.folder)!r} (scheduler)")
+    blocks = said.get("vae", {}).get("block_out_channels")
+    factor = 2 ** (len(blocks) - 1) if blocks else 8
+    side = said.get("transformer", {}).get("sample_size", layout.side * model.patch[0]) * factor
+    names = said.get("index", {}).get("id2label") or {}
+    told = tuple(names.get(str(i)) for i in range(len(names)))
+    if None in told or len(told) > model.num_classes:
+        told, notes = (), [*notes, "the names in id2label do not count 0, 1, 2 ...; classes go by number"]
+    return {
+        "process": replace(process, learned_var=model.out_channels == 2 * model.channels),
+        "sample": sample,
+        "image_size": (side, side) if side else None,
+        "class_names": told,
+        "codec": str(source.folder) if said.get("vae") else "",
+        "factor": factor,
+        "notes": tuple(notes),
+    }
 
 
-def block(i: int) -> str:
-    """The prefix of a block's keys."""
-    return f"transformer_blocks.{i}"
+def needs(model: DiTConfig) -> dict[str, tuple[Any, ...]]:
+    """What DiTPipeline samples: DDIM over a table; an MLP of four times the width."""
+    process = {"process.path": tuple(TABLES), "process.target": tuple(TARGETS.values()), "process.span": (None,)}
+    fixed = round(model.width * model.mlp_ratio) == 4 * model.width
+    return process | dit.NEEDS | {"model.mlp_ratio": (model.mlp_ratio,) if fixed else (4.0,)}
 
 
-def emb(i: int) -> str:
-    """The embedders of the condition, of which every block has a copy."""
-    return f"{block(i)}.norm1.emb"
+def written(portable: Portable) -> Layout:
+    """What DiTTransformer2DModel loads."""
+    return Layout(portable.model)
 
 
-def expected(config: DiTConfig) -> list[str]:
-    """Every key that a checkpoint of this layout must have."""
-    ends = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "norm1.linear", "ff.net.0.proj", "ff.net.2")
-    ends += tuple(f"norm1.emb.timestep_embedder.linear_{n}" for n in (1, 2))
-    parts = [
-        "pos_embed.proj",
-        "proj_out_1",
-        "proj_out_2",
-        *(f"{block(i)}.{e}" for i in range(config.depth) for e in ends),
-    ]
-    tables = [f"{emb(i)}.{TABLE}" for i in range(config.depth)]
-    return [*tables, *(f"{part}.{end}" for part in parts for end in ("weight", "bias"))]
+def save(portable: Portable, theirs: State, path: Path, also: Also) -> list[str]:
+    """A DiTPipeline folder; without an autoencoder, one whose transformer/ alone can be loaded."""
+    model = portable.model
+    config = ARCHITECTURE | {
+        "_class_name": CLASSES[0],
+        "num_attention_heads": model.heads,
+        "attention_head_dim": model.width // model.heads,
+        "in_channels": model.channels,
+        "out_channels": model.out_channels,
+        "num_layers": model.depth,
+        "num_embeds_ada_norm": model.num_classes,
+        "norm_eps": model.mlp_norm_eps,
+        "patch_size": model.patch[0],
+        "sample_size": square(portable, "diffusers"),
+    }
+    scheduler = write_scheduler(portable.process, portable.sample)
+    return write_folder(path, theirs, config, scheduler, portable.class_names, also) + notes(portable)
 
 
-def join(state: State, config: DiTConfig) -> tuple[State, DiTConfig]:
-    """Queries, keys and values in one projection; copies of the embedders checked to be copies."""
-    joined = dict(state)
-    for i in range(config.depth):
-        for end in ("weight", "bias"):
-            parts = [joined.pop(f"{block(i)}.attn1.to_{name}.{end}") for name in "qkv"]
-            if any(part.shape[0] != config.width or part.shape[1:] not in ((), (config.width,)) for part in parts):
-                raise UserError(f"'{block(i)}.attn1.to_q, to_k, to_v.{end}' are not square in the width {config.width}")
-            joined[f"{block(i)}.attn1.to_qkv.{end}"] = torch.cat(parts)
-    for key in [key for key in state if key.startswith(emb(0))]:
-        for i in range(1, config.depth):
-            if not torch.equal(state[key], state[key.replace(emb(0), emb(i))]):
-                raise UserError(f"{key.replace(emb(0), emb(i))!r} differs from block 0's: embedders must be the same")
-    return joined, config
+def pad_classes(portable: Portable) -> Portable:
+    """The same network with its null class where stock DiTPipeline looks for it; the classes before it are copies."""
+    name, classes = "vectors.label.table.weight", portable.model.num_classes
+    if classes > NULL:
+        raise UserError(f"stock DiTPipeline takes class {NULL} for the null class; this network has {classes} classes")
+    table = portable.state[name]  # (classes + 1, D)
+    padded = torch.cat((table, table[-1:].expand(NULL - classes, -1)))
+    model = replace(portable.model, num_classes=NULL)
+    return replace(portable, model=model, state=portable.state | {name: padded})
 
 
-def read(path: Path) -> tuple[State, int | None]:
-    """A transformer's folder, a DiTPipeline's, or a bare file; the number of heads where config.json tells it."""
-    if not path.is_dir():
-        return read_state(path), None
-    folder = path / "transformer" if (path / "transformer").is_dir() else path
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(folder / 'config.json')!r} is missing or damaged ({error})") from error
-    if config.get("_class_name") != "DiTTransformer2DModel" or "num_attention_heads" not in config:
-        raise UserError(f"{str(folder)!r} holds a {config.get('_class_name')!r}, not a DiTTransformer2DModel")
-    agree(config, ARCHITECTURE, folder)
-    if (scheduler := path / "scheduler" / "scheduler_config.json").is_file():
-        agree(json.loads(scheduler.read_text()), SCHEDULE, scheduler)
-    return read_state(folder / "diffusion_pytorch_model.safetensors"), config["num_attention_heads"]
+def notes(portable: Portable) -> list[str]:
+    """What stock DiTPipeline does in its own way, whatever the folder says."""
+    classes, sample = portable.model.num_classes, portable.sample
+    told = []
+    if classes != NULL:
+        told += [
+            f"stock DiTPipeline takes class {NULL} for the null class and this network has {classes} classes: it can "
+            "be called there with guidance_scale=1 only (pad_classes moves the null class)"
+        ]
+    spacing = "leading" if sample.timestep_spacing == "auto" else sample.timestep_spacing
+    theirs: dict[str, Any] = {"sampler": "ddim", "timestep_spacing": spacing, "guidance_channels": None}
+    if sample.clip is not None:
+        theirs["use_clipped_model_output"] = False
+    if other := [f"{key}={value}" for key, value in theirs.items() if getattr(sample, key) != value]:
+        told += [f"stock DiTPipeline samples with {', '.join(other)}; with that here too the pictures are the same"]
+    return told
 
 
-ARCHITECTURE = {
-    "norm_type": "ada_norm_zero",
-    "activation_fn": "gelu-approximate",
-    "norm_eps": 1e-5,
-    "norm_elementwise_affine": False,
-    "attention_bias": True,
-}
-SCHEDULE = {
-    "prediction_type": "epsilon",
-    "beta_schedule": "linear",
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "num_train_timesteps": 1000,
-    "trained_betas": None,
-}
-
-
-def agree(config: dict, ours: dict, where: Path) -> None:
-    """UserError for a setting that would make the network or its process another one than we load."""
-    for key, value in ours.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{str(where)!r} has {key} = {config[key]!r}; only {value!r} is known here")
-
-
-DIFFUSERS = Family(RULES, infer, expected, check_table("pos_embed.pos_embed"), process, read=read, prepare=join)
+DIFFUSERS = Family(RULES, layout, about, needs, {"time_shift": 1}, written, save)

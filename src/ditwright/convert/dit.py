@@ -3,48 +3,65 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..diffusion.config import ProcessConfig
+from ..diffusion.config import ProcessConfig, SampleConfig
 from ..errors import UserError
+from ..files import whole_file
 from ..model.config import DiTConfig, Stage
-from ..model.presets import SIZES
+from ..model.presets import LIGHTNING, SIZES
+from ..model.weights import State, write_safetensors
 from ..nn.position import sincos
 from ..nn.tokens import grid_positions
-from .rules import Family, Rule, State
+from .family import Also, Family, Portable, square
+from .rules import Layout, Rule, first_half, halves, kernel, same, stored
+from .source import Source
 
 
-def halves(tensor: Tensor) -> tuple[Tensor, ...]:
-    """One regression of six vectors -> three for attention, three for the MLP; both orders are shift, scale, gate."""
-    return tensor.chunk(2)
+def sincos_table(layout: Layout) -> Tensor:
+    """(1, L, D)"""
+    return sincos(grid_positions((layout.side, layout.side)), layout.model.width, layout.model.sincos)
 
 
-RULES: list[Rule] = [
-    (r"pos_embed",                             None,                                                        None),
-    (r"x_embedder\.proj\.weight",              r"patchify.proj.weight",                      lambda w: w.flatten(1)),
-    (r"x_embedder\.proj\.bias",                r"patchify.proj.bias",                                        None),
-    (r"t_embedder\.mlp\.([02])\.(weight|bias)", r"time.mlp.\1.\2",                                           None),
-    (r"y_embedder\.embedding_table\.weight",   r"vectors.label.table.weight",                                None),
-    (r"blocks\.(\d+)\.attn\.(qkv|proj)\.(weight|bias)",  r"blocks.\1.attn.x.\2.\3",                          None),
-    (r"blocks\.(\d+)\.mlp\.(fc[12])\.(weight|bias)",     r"blocks.\1.mlp.x.\2.\3",                           None),
-    (r"blocks\.(\d+)\.adaLN_modulation\.1\.(weight|bias)",
-     (r"blocks.\1.attn.x.mod.lin.\2", r"blocks.\1.mlp.x.mod.lin.\2"),                                      halves),
-    (r"final_layer\.linear\.(weight|bias)",    r"head.proj.\1",                                              None),
-    (r"final_layer\.adaLN_modulation\.1\.(weight|bias)", r"head.mod.lin.\1",                                 None),
-]  # fmt: skip
+positions = stored(sincos_table, "the sin-cos table of a square grid", when=lambda model: bool(model.sincos))
+
+RULES = (
+    Rule("pos_embed",                              (),                                               positions),
+    Rule("x_embedder.proj.weight",                 "patchify.proj.weight",                           kernel),
+    Rule("x_embedder.proj.bias",                   "patchify.proj.bias",                             same),
+    Rule("t_embedder.mlp.0.{p}",                   "time.mlp.0.{p}",                                 same),
+    Rule("t_embedder.mlp.2.{p}",                   "time.mlp.2.{p}",                                 same),
+    Rule("y_embedder.embedding_table.weight",      "vectors.label.table.weight",                     same),
+    Rule("blocks.{i}.attn.qkv.{p}",                "blocks.{i}.attn.x.qkv.{p}",                      same),
+    Rule("blocks.{i}.attn.proj.{p}",               "blocks.{i}.attn.x.proj.{p}",                     same),
+    Rule("blocks.{i}.mlp.fc1.{p}",                 "blocks.{i}.mlp.x.fc1.{p}",                       same),
+    Rule("blocks.{i}.mlp.fc2.{p}",                 "blocks.{i}.mlp.x.fc2.{p}",                       same),
+    Rule("blocks.{i}.adaLN_modulation.1.{p}",
+         ("blocks.{i}.attn.x.mod.lin.{p}", "blocks.{i}.mlp.x.mod.lin.{p}"),                          halves),
+    Rule("final_layer.linear.{p}",                 "head.proj.{p}",                                  first_half),
+    Rule("final_layer.adaLN_modulation.1.{p}",     "head.mod.lin.{p}",                               same),
+)  # fmt: skip
 
 
-def process(config: DiTConfig) -> ProcessConfig:
-    """DDPM's 1000 linear steps, the noise predicted, the variance where there are channels for it."""
-    return ProcessConfig("ddpm", "noise", learned_var=config.out_channels == 2 * config.channels)
+def shape(source: Source, key: str, axes: int) -> tuple[int, ...]:
+    """The shape of a tensor that tells what the network is."""
+    if key not in source.state:
+        raise UserError(f"the checkpoint lacks the key {key!r}; it starts with {sorted(source.state)[:3]}")
+    if source.state[key].ndim != axes:
+        name, got = source.called.get(key, key), tuple(source.state[key].shape)
+        raise UserError(f"the checkpoint's tensor {name!r} must have {axes} axes; it has shape {got}")
+    return tuple(source.state[key].shape)
 
 
 def heads_of(width: int, heads: int | None) -> int:
-    """The number of heads, which no weight tells: as given, or the paper's of that width."""
-    known = {w: h for _, w, h in SIZES.values()}
+    """The number of heads, which no weight tells: as given, or the papers' of that width."""
+    known = {w: h for _, w, h in SIZES.values()} | {w: h for _, w, h, _ in LIGHTNING.values()}
     if heads is None and width not in known:
         raise UserError(
             f"a checkpoint does not say how many heads it has; width {width} is not the paper's: pass heads="
@@ -52,56 +69,126 @@ def heads_of(width: int, heads: int | None) -> int:
     return known[width] if heads is None else heads
 
 
-def infer(state: State, heads: int | None = None) -> DiTConfig:
-    """The network that a state dict belongs to. The number of heads is not in the weights: the paper's, or `heads`."""
-
-    def shape(key: str) -> torch.Size:
-        if key not in state:
-            raise UserError(f"a DiT checkpoint needs the key {key!r}; this one starts with {sorted(state)[:3]}")
-        return state[key].shape
-
-    if len(shape("x_embedder.proj.weight")) != 4 or len(shape("y_embedder.embedding_table.weight")) != 2:
-        raise UserError("'x_embedder.proj.weight' must have 4 axes and 'y_embedder.embedding_table.weight' 2")
-    if len(shape("final_layer.linear.bias")) != 1 or len(shape("blocks.0.mlp.fc1.weight")) != 2:
-        raise UserError("'final_layer.linear.bias' must have 1 axis and 'blocks.0.mlp.fc1.weight' 2")
-    width, channels, *patch = shape("x_embedder.proj.weight")
-    numbers = {int(key.split(".")[1]) for key in state if key.startswith("blocks.") and key.split(".")[1].isdecimal()}
+def depth_of(source: Source, blocks: str = "blocks") -> int:
+    """How many blocks there are. UserError where their numbers have gaps."""
+    parts = [key.split(".") for key in source.state if key.startswith(f"{blocks}.")]
+    numbers = {int(part[1]) for part in parts if part[1].isdecimal()}
     if numbers != set(range(len(numbers))) or not numbers:
         raise UserError(f"the checkpoint's blocks are not numbered 0, 1, 2 ...: {sorted(numbers)[:5]}")
+    return len(numbers)
+
+
+def outputs_of(source: Source, key: str, channels: int, patch: Sequence[int]) -> int:
+    """Channels that the last layer gives. UserError unless they are the input's, once or twice."""
+    outputs = shape(source, key, 1)[0] / math.prod(patch)
+    if outputs not in (channels, 2 * channels):
+        raise UserError(
+            f"the last layer gives {outputs:g} channels; the input has {channels}: "
+            "expected as many, or twice as many where the variance is learned"
+        )
+    return int(outputs)
+
+
+def side_of(table: Tensor | None, axis: int = 1) -> int:
+    """The side of the square grid that a stored table is for; 0 where there is none."""
+    return 0 if table is None or table.ndim <= axis else math.isqrt(table.shape[axis])
+
+
+def model_of(source: Source, heads: int | None, *, hidden: int, **options: Any) -> DiTConfig:
+    """The network that tensors in this layout belong to; `hidden` of its MLP."""
+    width, channels, *patch = shape(source, "x_embedder.proj.weight", 4)
+    rows = shape(source, "y_embedder.embedding_table.weight", 2)[0]
+    if source.said.get("num_classes") == rows:
+        raise UserError(f"this checkpoint has {rows} classes and no null class: it was trained without dropping labels")
     return DiTConfig(
         width=width,
         heads=heads_of(width, heads),
-        stages=(Stage(len(numbers)),),
+        stages=(Stage(depth_of(source)),),
         patch=tuple(patch),
         channels=channels,
-        out_channels=shape("final_layer.linear.bias")[0] // math.prod(patch),
-        num_classes=shape("y_embedder.embedding_table.weight")[0] - 1,
-        mlp_ratio=shape("blocks.0.mlp.fc1.weight")[0] / width,
+        out_channels=outputs_of(source, "final_layer.linear.bias", channels, patch),
+        num_classes=rows - 1,
+        mlp_ratio=hidden / width,
+        **options,
     )
 
 
-def expected(config: DiTConfig) -> list[str]:
-    """Every key that a checkpoint of this layout must have."""
-    parts = ["x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2"]
-    branches = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
-    parts += [f"blocks.{i}.{branch}" for i in range(config.depth) for branch in branches]
-    parts += ["final_layer.linear", "final_layer.adaLN_modulation.1"]
-    return ["y_embedder.embedding_table.weight", *(f"{part}.{end}" for part in parts for end in ("weight", "bias"))]
+def layout(source: Source, heads: int | None = None) -> Layout:
+    """The network of a DiT checkpoint."""
+    hidden = shape(source, "blocks.0.mlp.fc1.weight", 2)[0]
+    return Layout(model_of(source, heads, hidden=hidden), side_of(source.state.get("pos_embed")))
 
 
-def check_table(key: str) -> Callable[[State, DiTConfig], None]:
-    """The stored table of positions is dropped, because it is computed; but only if it is the one that we compute."""
-
-    def check(state: State, config: DiTConfig) -> None:
-        if (stored := state.get(key)) is None:
-            return
-        side = math.isqrt(stored.shape[1]) if stored.ndim == 3 else 0
-        ours = sincos(grid_positions((side, side)), config.width, config.sincos)
-        tolerance = max(1e-4, torch.finfo(stored.dtype).eps)
-        if ours.shape != stored.shape or (ours - stored.float()).abs().max() > tolerance:
-            raise UserError(f"{key!r} is not the sin-cos table of a square grid; this checkpoint is of another family")
-
-    return check
+def single(layout: Layout) -> Layout:
+    """The layout whose last layer gives what is used; SiT's `learn_sigma` adds as much again, which nothing reads."""
+    model = layout.model
+    doubled = model.out_channels == 2 * model.channels
+    return replace(layout, model=replace(model, out_channels=model.channels), doubled=doubled)
 
 
-DIT = Family(RULES, infer, expected, check_table("pos_embed"), process)
+def picture(source: Source, layout: Layout, factor: int = 8) -> dict[str, Any]:
+    """Picture size and autoencoder of a network on Stable Diffusion's latents, as train.py has them."""
+    side = layout.side * layout.model.patch[0] * factor
+    codec = f"stabilityai/sd-vae-ft-{'mse' if source.said.get('vae') == 'mse' else 'ema'}"
+    return {
+        "image_size": (side, side) if side else None,
+        "codec": codec if layout.model.channels == 4 else "",
+        "factor": factor,
+    }
+
+
+def guidance(model: DiTConfig, scale: float) -> dict[str, Any]:
+    """Guidance of the first three channels, as the originals' sample.py has it."""
+    return {"guidance_scale": scale, "guidance_channels": 3 if model.channels > 3 else None}
+
+
+def about(source: Source, layout: Layout) -> dict[str, Any]:
+    """DDPM's 1000 linear steps, the noise predicted, the variance where there are channels for it."""
+    model = layout.model
+    return {
+        "process": ProcessConfig("ddpm", "noise", learned_var=model.out_channels == 2 * model.channels),
+        "sample": SampleConfig("ddpm", num_inference_steps=250, **guidance(model, 4.0)),
+        **picture(source, layout),
+    }
+
+
+PLAIN = {"model.context": ("none",), "model.sincos": ((1, 0),)}
+NEEDS = PLAIN | {
+    "model.rope": ((),),
+    "model.qk_norm": (False,),
+    "model.norm": ("layer",),
+    "model.mlp": ("gelu",),
+}
+
+
+def needs(model: DiTConfig) -> dict[str, tuple[Any, ...]]:
+    """What DiT's sample.py samples."""
+    ddpm = {"process.path": ("ddpm",), "process.target": ("noise",), "process.steps": (1000,)}
+    return ddpm | {"process.span": (None,)} | NEEDS
+
+
+def written(portable: Portable) -> Layout:
+    """What DiT's code loads."""
+    return Layout(portable.model, square(portable, "the original layout") // portable.model.patch[0])
+
+
+def save(portable: Portable, theirs: State, path: Path, also: Also) -> list[str]:
+    """A plain state dict, as published: `.safetensors`, or `.pt` that holds nothing but tensors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as half:
+        if path.suffix == ".safetensors":
+            write_safetensors(half, theirs)
+        else:
+            torch.save({key: alone(tensor) for key, tensor in theirs.items()}, half)
+    return []
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """A tensor that shares its memory with no other."""
+    tensor = tensor.detach().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+VALUES = {"time_shift": 0, "mlp_norm_eps": 1e-6}
+
+DIT = Family(RULES, layout, about, needs, VALUES, written, save, suffixes=(".pt", ".safetensors"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import UserError
 
@@ -68,6 +69,11 @@ class SampleConfig:
     guidance_rescale: float = 0.0
     guidance_channels: int | None = None  # guide only the first few channels (the original DiT: 3)
     clip: float | None = None  # keep x0 within this of 0; 1 for pixels, nothing for latents
+    use_clipped_model_output: bool = True  # noise made to agree with the clipped x0; diffusers' ddim leaves it
+    timestep_spacing: Literal["auto", "leading", "trailing", "linspace"] = "auto"  # of a DDPM table; diffusers' names
+    steps_offset: int = 0  # added to leading steps
+    shift: float = 1.0  # of the times, on paths without a table: above 1 more steps at high noise
+    set_alpha_to_one: bool = True  # ddim ends at the clean sample; if not, at the table's first step
     batch_size: int = 64
 
     def __post_init__(self) -> None:
@@ -84,5 +90,13 @@ class SampleConfig:
             raise UserError(f"guidance_channels must be at least 1; got {self.guidance_channels}")
         if self.clip is not None and self.clip <= 0:
             raise UserError(f"clip must be above 0; got {self.clip:g}")
+        if self.steps_offset < 0 or (self.steps_offset and self.timestep_spacing != "leading"):
+            raise UserError(f"steps_offset is 0, or 1 and more with timestep_spacing leading; got {self.steps_offset}")
+        if self.shift <= 0:
+            raise UserError(f"shift must be above 0 (1: equal steps); got {self.shift:g}")
+        if not self.set_alpha_to_one and (self.timestep_spacing == "auto" or self.sampler != "ddim"):
+            raise UserError(
+                "set_alpha_to_one is true, or false with sampler ddim and a timestep_spacing other than auto"
+            )
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1; got {self.batch_size}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,9 +84,41 @@ def _whole(part: str, text: str) -> int:
     return int(part)
 
 
-def grid_for(process: Process, steps: int) -> Tensor:
+def strided(steps: int, count: int, spacing: str, offset: int = 0) -> list[int]:
+    """Which `count` steps of a DDPM table diffusers' schedulers walk (Lin et al. 2024, Table 2).
+
+    `leading`: a whole stride from 0, plus `offset`; `trailing`: backwards from the last; `linspace`: first to last.
+    """
+    if not 1 <= count <= steps or offset + (count - 1) * (steps // count) >= steps:
+        raise UserError(f"{count} steps with spacing {spacing!r} and offset {offset} do not fit a table of {steps}")
+    kept: np.ndarray
+    if spacing == "leading":
+        kept = offset + np.arange(count) * (steps // count)
+    elif spacing == "trailing":
+        kept = np.arange(steps, 0, -steps / count)[:count].round() - 1  # NumPy's own rounding at ties
+    else:
+        kept = np.linspace(0, steps - 1, count).round()
+    return [int(step) for step in kept]
+
+
+def landings(times: Tensor, steps: int, clean: bool = True) -> Tensor:
+    """Where each step of diffusers' DDIM leads: a whole stride of the table down, whatever time the grid has next.
+
+    times (N + 1,), some of the `steps` of a DDPM table and 0 -> (N,). Below the table lies the clean sample or, unless
+    `clean`, the table's first step (diffusers' `set_alpha_to_one`).
+    """
+    index = (times[:-1] * steps).round() - 1 - steps // (len(times) - 1)
+    return torch.where(index >= 0, (index + 1) / steps, 0.0 if clean else 1 / steps)
+
+
+def grid_for(process: Process, steps: int, spacing: str = "auto", offset: int = 0) -> Tensor:
     """The grid that suits a process: table steps for DDPM, rho-spaced levels for karras, else equal steps."""
     low, high = process.span
     if isinstance(process.path, DDPM):
-        return respaced(process.path.steps, spaced(round(process.path.steps * high), steps))
+        size = process.path.steps
+        if spacing != "auto":
+            return respaced(size, strided(size, steps, spacing, offset))
+        return respaced(size, spaced(round(size * high), steps))
+    if spacing != "auto":
+        raise UserError(f"timestep_spacing {spacing!r} is for the tables of ddpm paths; this one takes 'auto'")
     return karras_rho(steps, max(low, 0.002), high) if process.path is karras else uniform(steps, high)

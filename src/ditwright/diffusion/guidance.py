@@ -53,8 +53,10 @@ def guided(
     return denoise
 
 
-def clipped(denoise: Denoise, path: Path, limit: float) -> Denoise:
+def clipped(denoise: Denoise, path: Path, limit: float, *, agreed: bool = True) -> Denoise:
     """Keep x0 within [-limit, limit] and eps consistent with it (Ho et al. 2020's code; `clip_sample` in diffusers).
+
+    `agreed`: false leaves eps as predicted, as diffusers' DDIM does without `use_clipped_model_output`.
 
     Pixels need it where the noise is predicted at almost no signal, as at the first steps of ddpm-cosine: there an
     error of eps is an error of x0 many thousand times as large.
@@ -63,7 +65,7 @@ def clipped(denoise: Denoise, path: Path, limit: float) -> Denoise:
     def bounded(x_t: Tensor, t: Tensor) -> Prediction:
         pred, c = denoise(x_t, t), coeffs_like(path, t.to(x_t.device), x_t)
         x0 = pred.x0.clamp(-limit, limit)
-        return pred._replace(x0=x0, eps=(x_t - c.alpha * x0) / c.sigma)
+        return pred._replace(x0=x0, eps=(x_t - c.alpha * x0) / c.sigma if agreed else pred.eps)
 
     return bounded
 

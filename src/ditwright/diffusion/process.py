@@ -88,6 +88,7 @@ class Denoiser(nn.Module):
         t = t.to(x_t.device).expand(len(x_t))
         c = coeffs_like(p.path, t, x_t)
         x_in = x_t if p.scale_in is None else x_t * p.scale_in(c)
+        x_in = x_in.to(next(self.net.parameters(), x_t).dtype)  # a half-precision network inside an fp32 sampler
         out = self.net(x_in, p.label(t).to(x_t.dtype), cond, **net).to(x_t.dtype)
         if not p.learned_var:
             return decode(out, x_t, c, p.target)

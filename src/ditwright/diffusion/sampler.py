@@ -59,10 +59,20 @@ def heun(denoise: Denoise, x: Tensor, times: Tensor, path: Path, *, noise: Noise
 
 
 def ddim(
-    denoise: Denoise, x: Tensor, times: Tensor, path: Path, *, noise: Noise | None = None, eta: float = 0.0
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    path: Path,
+    *,
+    noise: Noise | None = None,
+    eta: float = 0.0,
+    to: Tensor | None = None,
 ) -> Iterator[Step]:
-    """Exact on every path where x0 and eps are constant (Song et al. 2020, eq. 12); eta = 1 adds DDPM's noise."""
-    for t, s in pairwise(times):
+    """Exact on every path where x0 and eps are constant (Song et al. 2020, eq. 12); eta = 1 adds DDPM's noise.
+
+    `to` (N,): where the steps lead if not to the next time (`grid.landings`).
+    """
+    for t, s in zip(times[:-1], times[1:] if to is None else to, strict=True):
         p, ct, cs = denoise(x, t), path(t), path(s)
         fresh = torch.zeros_like(t)
         if eta > 0:

@@ -36,6 +36,8 @@ class DiTConfig:
     sincos: tuple[int, ...] = (1, 0)  # axes of the sin-cos table, in order; () for none
     rope: tuple[int, ...] = ()  # channels of each head rotated by each axis; () for none
     qk_norm: bool = False  # RMS norm of queries and keys (Dehghani et al. 2023)
+    norm: Literal["layer", "rms"] = "layer"  # of blocks and head; LightningDiT: rms
+    mlp: Literal["gelu", "swiglu"] = "gelu"  # LightningDiT: swiglu, its mlp_ratio 8/3
     mlp_ratio: float = 4.0
     mlp_norm_eps: float = 1e-6  # diffusers' DiT: 1e-5
     time_shift: int = 0  # of the time features' frequencies; diffusers' DiT: 1

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..diffusion.process import Cond
-from ..errors import UserError
-from ..nn.branch import AttentionLane, Block, Context, CrossAttention, Feed, FeedLane, JointAttention, Runner, run_all
+from ..errors import UserError, lookup
+from ..nn.branch import FEEDS, AttentionLane, Block, Context, CrossAttention, Feed, JointAttention, Runner, run_all
 from ..nn.embed import LabelEmbed, TimeEmbed
 from ..nn.modulation import MODULATIONS, AdaLN, AdaLNZero, Plain
+from ..nn.norm import NORMS
 from ..nn.position import rope, sincos
 from ..nn.tokens import Patchify, Tokens, unpatchify
 from .config import DiTConfig, Stage
@@ -23,12 +25,14 @@ from .config import DiTConfig, Stage
 
 def make_block(config: DiTConfig, stage: Stage) -> Block:
     """Attention, cross-attention where the stage has it, MLP: each with its own modulated norm."""
-    width, heads, mod = config.width, config.heads, MODULATIONS[stage.mod]
+    width, heads, mod = config.width, config.heads, lookup("modulation", stage.mod, MODULATIONS)
+    norm, feed = lookup("norm", config.norm, NORMS), lookup("mlp", config.mlp, FEEDS)
+    mlp_norm, hidden = partial(norm, eps=config.mlp_norm_eps), round(width * config.mlp_ratio)
     branches: dict[str, nn.Module] = {}
-    branches["attn"] = JointAttention({"x": AttentionLane(width, heads, mod(width), qk_norm=config.qk_norm)})
+    branches["attn"] = JointAttention({"x": AttentionLane(width, heads, mod(width, norm), qk_norm=config.qk_norm)})
     if stage.cross:
-        branches["cross"] = CrossAttention(width, heads, mod(width))
-    branches["mlp"] = Feed({"x": FeedLane(width, round(width * config.mlp_ratio), mod(width, config.mlp_norm_eps))})
+        branches["cross"] = CrossAttention(width, heads, mod(width, norm))
+    branches["mlp"] = Feed({"x": feed(width, hidden, mod(width, mlp_norm))})
     return Block(branches)
 
 
@@ -55,7 +59,7 @@ class DiT(nn.Module):
         self.vectors = nn.ModuleDict({"label": LabelEmbed(config.num_classes, width)} if config.num_classes else {})
         self.blocks = nn.ModuleList(make_block(config, stage) for stage in config.stages for _ in range(stage.depth))
         head_mod = Plain if config.stages[-1].mod == "plain" else AdaLN
-        self.head = Head(width, math.prod(config.patch) * config.out_channels, head_mod(width))
+        self.head = Head(width, math.prod(config.patch) * config.out_channels, head_mod(width, NORMS[config.norm]))
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None, run: Runner = run_all) -> Tensor:
         """x (B, C, *space), t (B,) the time as the network counts it, cond {"label": (B,)} -> (B, C_out, *space).

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..nn.branch import FEEDS
 from ..nn.embed import FREQUENCIES
 from ..nn.modulation import MODULATIONS
 from ..nn.tokens import patch_grid
@@ -33,7 +34,7 @@ def macs(config: DiTConfig, space: Sequence[int]) -> dict[str, int]:
         branches = 3 if stage.cross else 2
         parts["modulation"] += stage.depth * branches * MODULATIONS[stage.mod].vectors * d * d
         parts["attention"] += stage.depth * (4 * length * d * d + 2 * length * length * d)
-        parts["mlp"] += stage.depth * 2 * length * d * round(d * config.mlp_ratio)
+        parts["mlp"] += stage.depth * FEEDS[config.mlp].products * length * d * round(d * config.mlp_ratio)
         if stage.cross:
             parts["cross"] += stage.depth * (2 * image * d * d + 2 * condition * d * d + 2 * image * condition * d)
     parts["head"] = image * d * math.prod(config.patch) * config.out_channels

@@ -12,6 +12,15 @@ SIZES = {
     "XL": (28, 1152, 16),
 }  # fmt: skip
 
+# Yao et al. 2025 (LightningDiT) as released: DiT's and two larger ones, each with the patches it comes in.
+LIGHTNING = {
+    "B":    (12,  768, 12, (1, 2)),
+    "L":    (24, 1024, 16, (2,)),
+    "XL":   (28, 1152, 16, (1, 2)),
+    "1p0B": (24, 1536, 24, (1, 2)),
+    "1p6B": (28, 1792, 28, (1, 2)),
+}  # fmt: skip
+
 
 def dit(size: str, patch: int) -> DiTConfig:
     """DiT on 4-channel latents of ImageNet, with adaLN-Zero and learned variance; `conditioned` switches the rest."""
@@ -19,4 +28,22 @@ def dit(size: str, patch: int) -> DiTConfig:
     return DiTConfig(width=width, heads=heads, stages=(Stage(depth),), patch=(patch, patch), out_channels=8)
 
 
+def lightning(size: str, patch: int) -> DiTConfig:
+    """LightningDiT on 32-channel latents that are 16 times smaller than the picture (VA-VAE f16d32)."""
+    depth, width, heads, _ = LIGHTNING[size]
+    return DiTConfig(
+        width=width,
+        heads=heads,
+        stages=(Stage(depth),),
+        patch=(patch, patch),
+        channels=32,
+        out_channels=32,
+        rope=(width // heads // 2,) * 2,
+        norm="rms",
+        mlp="swiglu",
+        mlp_ratio=(8 * width // 3) / width,  # rounded down, as they do
+    )
+
+
 PRESETS: dict[str, DiTConfig] = {f"DiT-{size}/{patch}": dit(size, patch) for size in SIZES for patch in (2, 4, 8)}
+PRESETS |= {f"LightningDiT-{size}/{p}": lightning(size, p) for size in LIGHTNING for p in LIGHTNING[size][3]}

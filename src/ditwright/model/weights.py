@@ -47,13 +47,13 @@ def read_safetensors(path: Path) -> State:
         raise UserError(f"{str(path)!r} is truncated or is not a safetensors file ({error})") from error
 
 
-def write_safetensors(path: Path, state: State) -> None:
+def write_safetensors(path: Path, state: State, metadata: dict[str, str] | None = None) -> None:
     """Tensors into a safetensors file. OSError where the disk does not take them."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, path)
+        save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, path, metadata)
     except SafetensorError as error:  # safetensors wraps the system's error in its own
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, f"could not write: {error}", str(path)) from error

@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import attend
+from .norm import RMSNorm
 from .position import Rope
 from .tokens import Tokens
 
@@ -51,22 +52,18 @@ def lanes_for(lanes: Iterable[nn.Module], streams: int) -> list[Any]:
     return lanes * streams if len(lanes) == 1 else lanes
 
 
-class HeadNorm(nn.RMSNorm):
-    """RMS norm of queries or keys, in the precision of its weight (Dehghani et al. 2023)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype)).to(x)
-
-
 class AttentionLane(nn.Module):
-    """One stream's way into and out of joint attention: its norm, projections and gate."""
+    """One stream's way into and out of joint attention: its norm, projections and gate.
+
+    `qk_norm`: an RMS norm of queries and of keys, per head (Dehghani et al. 2023).
+    """
 
     def __init__(self, width: int, heads: int, mod: nn.Module, *, qk_norm: bool = False):
         super().__init__()
         self.heads, self.mod = heads, mod
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.q_norm = HeadNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = HeadNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
 
     def read(self, x: Tensor, vec: Tensor, rope: Rope | None) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | float]:
         h, gate = self.mod(x, vec)
@@ -106,7 +103,9 @@ class CrossAttention(nn.Module):
 
 
 class FeedLane(nn.Module):
-    """One stream's MLP."""
+    """One stream's MLP (Vaswani et al. 2017)."""
+
+    products = 2  # matrix products of width times hidden
 
     def __init__(self, width: int, hidden: int, mod: nn.Module):
         super().__init__()
@@ -115,6 +114,24 @@ class FeedLane(nn.Module):
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         h, gate = self.mod(x, vec)
         return gate * self.fc2(F.gelu(self.fc1(h), approximate="tanh"))
+
+
+class SwiGLULane(nn.Module):
+    """One stream's gated MLP: the first half of `w12` opens the second (Shazeer 2020; LightningDiT)."""
+
+    products = 3
+
+    def __init__(self, width: int, hidden: int, mod: nn.Module):
+        super().__init__()
+        self.mod, self.w12, self.w3 = mod, nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        h, gate = self.mod(x, vec)
+        opened, value = self.w12(h).chunk(2, -1)
+        return gate * self.w3(F.silu(opened) * value)
+
+
+FEEDS: dict[str, Any] = {"gelu": FeedLane, "swiglu": SwiGLULane}
 
 
 class Feed(nn.ModuleDict):

@@ -10,20 +10,17 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def layer_norm(width: int, affine: bool = False, eps: float = 1e-6) -> nn.LayerNorm:
-    """DiT's norm: without weights of its own unless `affine`."""
-    return nn.LayerNorm(width, elementwise_affine=affine, eps=eps)
+from .norm import Norm, layer_norm
 
 
 class Plain(nn.Module):
-    """A learned LayerNorm that does not hear the condition (ViT; DiT in-context and cross-attention)."""
+    """A learned norm that does not hear the condition (ViT; DiT in-context and cross-attention)."""
 
     vectors = 0  # regressed from the condition
 
-    def __init__(self, width: int, eps: float = 1e-6):
+    def __init__(self, width: int, norm: Norm = layer_norm):
         super().__init__()
-        self.norm = layer_norm(width, affine=True, eps=eps)
+        self.norm = norm(width, affine=True)
 
     def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor, float]:
         return self.norm(x), 1.0
@@ -34,9 +31,9 @@ class AdaLN(nn.Module):
 
     vectors = 2  # regressed from the condition
 
-    def __init__(self, width: int, eps: float = 1e-6):
+    def __init__(self, width: int, norm: Norm = layer_norm):
         super().__init__()
-        self.norm, self.lin = layer_norm(width, eps=eps), nn.Linear(width, 2 * width)
+        self.norm, self.lin = norm(width), nn.Linear(width, 2 * width)
 
     def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor, float]:
         shift, scale = self.lin(F.silu(vec))[:, None].chunk(2, -1)  # (B, 1, D) each
@@ -48,9 +45,9 @@ class AdaLNZero(nn.Module):
 
     vectors = 3  # regressed from the condition
 
-    def __init__(self, width: int, eps: float = 1e-6):
+    def __init__(self, width: int, norm: Norm = layer_norm):
         super().__init__()
-        self.norm, self.lin = layer_norm(width, eps=eps), nn.Linear(width, 3 * width)
+        self.norm, self.lin = norm(width), nn.Linear(width, 3 * width)
 
     def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
         shift, scale, gate = self.lin(F.silu(vec))[:, None].chunk(3, -1)  # (B, 1, D) each

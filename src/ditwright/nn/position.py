@@ -36,6 +36,6 @@ class Rope(NamedTuple):
 
 def rope(pos: Tensor, dims: Sequence[int], base: float = 10_000.0) -> Rope:
     """Angles for `dims[a]` channels of every head along axis a; the dims add up to the head width."""
-    frequencies = [base ** (-torch.arange(0, d, 2, device=pos.device) / d) for d in dims]
+    frequencies = [1 / base ** (torch.arange(0, d, 2, device=pos.device) / d) for d in dims]
     theta = torch.cat([pos[..., a, None] * f for a, f in enumerate(frequencies)], -1)[:, None]  # (B, 1, L, d / 2)
     return Rope(theta.cos(), theta.sin())

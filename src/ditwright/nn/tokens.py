@@ -59,7 +59,7 @@ class Patchify(nn.Module):
         x = x.reshape(*x.shape[:2], *(i for gp in zip(grid, self.patch, strict=True) for i in gp))
         x = x.permute(0, *range(2, 2 + 2 * n, 2), 1, *range(3, 3 + 2 * n, 2))  # (B, *grid, C, *patch)
         x = x.reshape(x.shape[0], math.prod(grid), -1)  # (B, L, C * prod(patch))
-        return Tokens(self.proj(x), grid_positions(grid, x.device))
+        return Tokens(self.proj(x).to(self.proj.weight), grid_positions(grid, x.device))  # the stream: not autocast's
 
 
 def unpatchify(x: Tensor, patch: Sequence[int], space: Sequence[int]) -> Tensor:
