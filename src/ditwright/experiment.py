@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .codec.config import CodecConfig
+from .codec.config import AutoencoderConfig, CodecConfig
 from .diffusion.config import ObjectiveConfig, ProcessConfig, SampleConfig
 from .errors import UserError
 from .model.config import DiTConfig
@@ -19,15 +19,23 @@ from .train.config import LogConfig, OptimConfig
 class DataConfig:
     """Where samples come from, and how many make a batch."""
 
-    source: str = "digits"  # SOURCES
-    batch_size: int = 256
+    source: str = "digits"  # a name in SOURCES, a folder that `ditwright prepare` wrote, or pictures
+    image_size: int | None = None  # pictures are cropped to it; None: as they are, or as they were prepared
+    batch_size: int = 256  # over all processes
     label_drop: float = 0.1  # share of labels replaced by the null class, for guidance
+    flip: float = 0.0  # share of pictures mirrored left to right
+    prefetch: int = 2  # batches made ahead, in a thread
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"data.batch_size must be at least 1; got {self.batch_size}")
-        if not 0 <= self.label_drop <= 1:
-            raise UserError(f"data.label_drop must be between 0 and 1; got {self.label_drop:g}")
+        if self.image_size is not None and self.image_size < 1:
+            raise UserError(f"data.image_size must be at least 1 pixel; got {self.image_size}")
+        if self.prefetch < 0:
+            raise UserError(f"data.prefetch must be 0 or more; got {self.prefetch}")
+        for name in ("label_drop", "flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"data.{name} must be between 0 and 1; got {getattr(self, name):g}")
 
 
 @dataclass(frozen=True)
@@ -58,4 +66,62 @@ class TrainConfig:
             raise UserError(
                 f"model.out_channels must be {outputs} with {self.model.channels} channels and "
                 f"process.learned_var={str(self.process.learned_var).lower()}; got {self.model.out_channels}"
+            )
+
+
+@dataclass(frozen=True)
+class CropsConfig:
+    """The pictures that an autoencoder learns from, and those that it is measured with."""
+
+    source: str = "photos"  # a name in SOURCES, or pictures
+    held_out: str = ""  # likewise, never trained on; "": every twentieth picture of the source
+    image_size: int | None = None  # pictures are cropped to it first; None: as they are
+    crop: int = 64  # pixels of the random crops, anew at every visit
+    batch_size: int = 32  # over all processes
+    flip: float = 0.5  # share of pictures mirrored left to right
+    prefetch: int = 2  # batches made ahead, in a thread
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.crop) < 1 or self.prefetch < 0:
+            raise UserError("data.batch_size and data.crop must be at least 1, data.prefetch 0 or more")
+        if self.image_size is not None and self.image_size < self.crop:
+            raise UserError(f"data.image_size {self.image_size} is smaller than data.crop {self.crop}")
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"data.flip must be between 0 and 1; got {self.flip:g}")
+
+
+@dataclass(frozen=True)
+class ReconstructionConfig:
+    """Weights of the terms of an autoencoder's loss."""
+
+    l1: float = 1.0  # mean absolute error, of values in [-1, 1]
+    mse: float = 1.0  # mean squared error
+    kl: float = 1e-6  # divergence from a unit normal, in nats per value of the picture
+
+    def __post_init__(self) -> None:
+        if min(self.l1, self.mse, self.kl) < 0 or self.l1 + self.mse == 0:
+            raise UserError("loss.l1, mse and kl must be 0 or more, and one of the first two above it")
+
+
+@dataclass(frozen=True)
+class CodecTrainConfig:
+    """The training of an autoencoder, whole."""
+
+    steps: int
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of products; auto: what this device is faster at
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    loss: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    data: CropsConfig = field(default_factory=CropsConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"steps must be at least 1; got {self.steps}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be a whole number from 0 to 2^63 - 1; got {self.seed}")
+        if self.data.crop % self.model.factor:
+            raise UserError(
+                f"data.crop {self.data.crop} is not divisible by {self.model.factor}, the factor of model.widths"
             )

@@ -29,7 +29,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     half.mkdir(parents=True)
     try:
         yield half
-        for file in half.iterdir():
+        for file in half.rglob("*"):
             _sync(file)
         if path.exists():
             os.replace(path, old)

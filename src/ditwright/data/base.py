@@ -1,27 +1,90 @@
 """Data sets, and the order in which training sees them.
 
-N images, B batch, C channels.
+A `Source` lists pictures that nobody has opened yet; a `Dataset` gives training its batches: pictures, or what a codec
+made of them. N items, B batch, C channels, M channels of moments.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..rng import generator
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Images with class labels."""
+class Record:
+    """A picture not opened yet, and what is known of it."""
+
+    name: str  # by which a person finds it
+    read: Callable[[], bytes | Image.Image | np.ndarray]  # the file as it is, or a decoded picture
+    label: int | None = None
+    caption: str | None = None
+
+
+class Source(Protocol):
+    """Pictures in a fixed order. One that can only be walked has `__iter__` in place of the other two."""
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Record: ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """Items of one size; a data set has several where it has aspect-ratio buckets."""
+
+    size: tuple[int, int]  # height, width in pixels
+    items: np.ndarray  # (n,) int64
+
+
+class Dataset(Protocol):
+    """What training reads, by item number."""
+
+    class_names: tuple[str, ...]
+    groups: tuple[Group, ...]
+    codec: Mapping[str, Any] | None  # the codec that made its moments, as plain data; None: `read` gives pictures
+
+    def labels(self, items: np.ndarray) -> np.ndarray:
+        """(B,) item numbers of one group -> (B,) int64."""
+
+    def read(self, items: np.ndarray, flips: np.ndarray) -> np.ndarray:
+        """(B,) items of one group, (B,) bool which are mirrored -> (B, H, W, C) uint8, or moments (B, M, h, w)."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A data set that fits into memory."""
 
     images: np.ndarray  # (N, H, W, C) uint8
-    labels: np.ndarray  # (N,) int64
+    targets: np.ndarray  # (N,) int64
     class_names: tuple[str, ...]
+    codec: None = None
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All of one size."""
+        height, width = self.images.shape[1:3]
+        return (Group((height, width), np.arange(len(self.images))),)
+
+    def labels(self, items: np.ndarray) -> np.ndarray:
+        """(B,) int64."""
+        return self.targets[items]
+
+    def read(self, items: np.ndarray, flips: np.ndarray) -> np.ndarray:
+        """(B, H, W, C) uint8."""
+        images = self.images[items]
+        return np.where(flips[:, None, None, None], images[:, :, ::-1], images)
 
 
 def item(seed: int, size: int, place: int) -> int:
@@ -29,9 +92,35 @@ def item(seed: int, size: int, place: int) -> int:
     return int(_epoch(seed, size, place // size)[place % size])
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=16)
 def _epoch(seed: int, size: int, epoch: int) -> np.ndarray:
     return generator(seed, epoch, "order").permutation(size)
+
+
+def batch_items(seed: int, groups: tuple[Group, ...], batch_size: int, number: int) -> tuple[Group, np.ndarray]:
+    """The group and the items of batch `number`: every batch is of one size, and no item comes more often than others.
+
+    Each group is an endless shuffled sequence of its own. A round has as many batches of each group as its items have
+    filled by then, in shuffled order: a group of less than a batch has its turn every few rounds.
+    """
+
+    def batches_before(turn: int) -> list[int]:
+        return [turn * len(group.items) // batch_size for group in groups]
+
+    last = (number + len(groups) + 1) * batch_size // sum(len(group.items) for group in groups) + 2
+    turn = bisect_right(range(last), number, key=lambda turn: sum(batches_before(turn))) - 1
+    before, after = batches_before(turn), batches_before(turn + 1)
+    order = _round(seed, tuple(b - a for a, b in zip(before, after, strict=True)), turn)
+    place = number - sum(before)
+    which = int(order[place])
+    first = (before[which] + int((order[:place] == which).sum())) * batch_size  # of this group's own sequence
+    group = groups[which]
+    return group, group.items[[item(seed + which, len(group.items), p) for p in range(first, first + batch_size)]]
+
+
+@lru_cache(maxsize=16)
+def _round(seed: int, slots: tuple[int, ...], turn: int) -> np.ndarray:
+    return generator(seed, turn, "buckets").permutation(np.repeat(np.arange(len(slots)), slots))
 
 
 def drop(labels: Tensor, null: int, share: float, seed: int, places: range) -> Tensor:
@@ -40,3 +129,8 @@ def drop(labels: Tensor, null: int, share: float, seed: int, places: range) -> T
         return labels
     u = np.array([generator(seed, place, "drop").random() for place in places])
     return torch.where(torch.from_numpy(u < share).to(labels.device), torch.full_like(labels, null), labels)
+
+
+def mirrored(share: float, seed: int, places: range) -> np.ndarray:
+    """Which samples of a batch are mirrored left to right: (B,) bool, seeded by each sample's place."""
+    return np.array([share > 0 and generator(seed, place, "flip").random() < share for place in places])

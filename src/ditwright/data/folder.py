@@ -1,0 +1,145 @@
+"""Pictures in a folder: a folder for each class (ImageNet's layout), pictures alone, or with a metadata.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from .base import Record
+from .images import EXTENSIONS, read_file
+from .labels import numbered
+
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+METADATA = "metadata.jsonl"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A `Source` of files."""
+
+    root: Path
+    files: Sequence[str]  # below root
+    class_names: tuple[str, ...] = ()
+    targets: np.ndarray | None = None  # (N,) int64
+    captions: Sequence[str | None] | None = None
+    ignored: Mapping[str, int] = field(default_factory=dict)  # extensions that are no picture's, and how many files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> Record:
+        path = f"{self.root}/{self.files[number]}"
+        label = int(self.targets[number]) if self.targets is not None and self.class_names else None
+        return Record(path, partial(read_file, path), label, self.captions[number] if self.captions else None)
+
+
+def open_folder(root: Path) -> Folder:
+    """Its metadata.jsonl where it has one; else a class for each folder in it; else its pictures without classes.
+
+    Classes are numbered in the order of their folders' names, pictures sorted, folders of a class searched to any
+    depth. UserError where it is empty or could be meant in several ways.
+    """
+    if (root / METADATA).is_file():
+        return _described(root)
+    found = open_flat(root)
+    loose = next((file for file in found.files if "/" not in file), "")
+    names = tuple(dict.fromkeys(file.partition("/")[0] for file in found.files if "/" in file))
+    if not names:
+        return found
+    where, flat = repr(str(root)), f"'flat:{root}' takes all pictures in it without classes"
+    if loose:
+        raise UserError(f"{where} holds pictures ({loose!r}) and folders of pictures ({names[0]!r}); {flat}")
+    if len(names) == 1:
+        raise UserError(
+            f"{where} holds one class only, {names[0]!r}; for pictures without classes use {str(root / names[0])!r}"
+        )
+    if SPLITS.issuperset(name.lower() for name in names):
+        raise UserError(f"{where} holds splits, not classes; use one of them, such as {str(root / names[0])!r}")
+    if bare := [entry.name for entry in _entries(root) if entry.is_dir() and entry.name not in names]:
+        raise UserError(f"{where} has folders without pictures, {bare[0]!r} first; remove them, or {flat}")
+    number = {name: n for n, name in enumerate(names)}
+    targets = np.fromiter((number[file.partition("/")[0]] for file in found.files), np.int64, len(found.files))
+    return Folder(root, found.files, names, targets, ignored=found.ignored)
+
+
+def open_flat(root: Path) -> Folder:
+    """All pictures below a folder, without classes."""
+    files, ignored = [], Counter[str]()
+    for file in _walk(root, ()):
+        extension = os.path.splitext(file)[1].lower()
+        if extension[1:] in EXTENSIONS:
+            files.append(file)
+        else:
+            ignored[extension] += 1
+    if not files:
+        others = f" among {ignored.total()} files" if ignored else ""
+        raise UserError(f"{str(root)!r} holds no pictures{others}; pictures are {', '.join(EXTENSIONS)}")
+    return Folder(root, files, ignored=dict(ignored))
+
+
+def _walk(root: Path | str, above: tuple[tuple[int, int], ...], prefix: str = "") -> Iterator[str]:
+    """Files below, sorted at each level, hidden ones left out. Links are followed, though never in a circle."""
+    for entry in _entries(root):
+        if entry.is_dir():
+            status = entry.stat()
+            place = (status.st_dev, status.st_ino)
+            if place not in above:
+                yield from _walk(entry.path, (*above, place), f"{prefix}{entry.name}/")
+        elif entry.is_file() or entry.is_symlink():  # a dead link is a picture that cannot be read, not one less
+            yield prefix + entry.name
+
+
+def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"cannot read the folder {str(folder)!r}: {error.strerror}") from error
+
+
+def _described(root: Path) -> Folder:
+    """The pictures that metadata.jsonl names, one JSON object a line: file_name, and text or caption, and label."""
+    path = root / METADATA
+    files, captions, labels, numbers = [], [], [], []
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    row = _row(root, line, f"line {number} of {str(path)!r}")
+                    files.append(row["file_name"])
+                    captions.append(row.get("text", row.get("caption")))
+                    labels.append(row.get("label"))
+                    numbers.append(number)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{str(path)!r} is not UTF-8 text") from error
+    if not files:
+        raise UserError(f"{str(path)!r} names no pictures")
+    names, targets = numbered(labels, lambda n: f"line {numbers[n]} of {str(path)!r}")
+    return Folder(root, files, names, targets, captions)
+
+
+def _row(root: Path, line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place} is not JSON ({error.msg})") from error
+    if not isinstance(row, dict) or not isinstance(file := row.get("file_name"), str):
+        raise UserError(f'{place} must be an object with "file_name"; got {line.strip()[:60]!r}')
+    inside = PurePosixPath(file)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise UserError(f"{place}: file_name must lie in the folder; got {file!r}")
+    if not (root / inside).is_file():
+        raise UserError(f"{place}: there is no {file!r}")
+    for key in ("text", "caption"):
+        if not isinstance(row.get(key), (str, type(None))):
+            raise UserError(f"{place}: {key} must be text; got {row[key]!r}")
+    return row
