@@ -3,47 +3,20 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ditwright.codec.config import CodecConfig
 from ditwright.config import dump_yaml, from_dict, load_yaml, to_dict
-from ditwright.diffusion.config import ProcessConfig, SampleConfig
-from ditwright.diffusion.process import Denoiser, process_from
 from ditwright.diffusion.sampler import SAMPLERS, last
 from ditwright.errors import UserError
-from ditwright.model.config import DiTConfig, Stage
-from ditwright.model.dit import build
 from ditwright.pipeline import Card, Pipeline, find_checkpoint
 from ditwright.train.state import checkpoints
+from small_pipelines import PROCESSES, pipeline
 
-NETWORK = DiTConfig(width=16, heads=2, stages=(Stage(2),), channels=1, out_channels=1, num_classes=3)
-NAMES = ("zero", "one", "two")
 LABELS = [0, 1, 2, 2, 1, 0, 0, 1, 2, 0, 1]
-PROCESSES = {
-    "ddpm": ProcessConfig("ddpm", "data", learned_var=True),
-    "karras": ProcessConfig("karras", "edm"),
-    "flow": ProcessConfig("linear", "velocity"),
-}
-
-
-def pipeline(process: str = "flow", *, patch: tuple[int, int] = (2, 2), classes: int = 3) -> Pipeline:
-    """A network with weights that all matter; nothing it draws is grey."""
-    outputs = 2 if PROCESSES[process].learned_var else 1
-    config = replace(NETWORK, patch=patch, num_classes=classes, out_channels=outputs)
-    denoiser, noise = Denoiser(build(config), process_from(PROCESSES[process])), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in denoiser.parameters():
-            p.add_(torch.randn(p.shape, generator=noise), alpha=0.1)
-    sample = SampleConfig(num_inference_steps=4, guidance_scale=2.0 if classes else 1.0, batch_size=4)
-    card = Card(config, PROCESSES[process], CodecConfig(channels=1), sample, NAMES[:classes], (8, 8))
-    return Pipeline(denoiser, card)
-
-
 SETTINGS = [
     ("flow", {"sampler": "euler"}),
     ("flow", {"sampler": "heun", "guidance_interval": (0.2, 0.8), "guidance_rescale": 0.5}),
@@ -63,11 +36,13 @@ def test_every_sampler_is_tried():
 @pytest.mark.parametrize(("process", "settings"), SETTINGS, ids=lambda value: str(value))
 def test_a_picture_is_the_same_in_any_batch(process, settings):
     pipe = pipeline(process)
-    alone, few, all_at_once = (pipe(LABELS, seed=5, batch_size=size, **settings) for size in (1, 3, 64))
+    one_by_one, few, all_at_once = (pipe.draw(LABELS, seed=5, batch_size=size, **settings) for size in (1, 3, 64))
+    alone = [pipe.draw([label], seed=5, first=i, **settings)[0] for i, label in enumerate(LABELS)]
     assert all_at_once.shape == (11, 8, 8, 1)
     assert len(np.unique(all_at_once)) > 50
-    assert np.array_equal(alone, all_at_once)
+    assert np.array_equal(one_by_one, all_at_once)
     assert np.array_equal(few, all_at_once)
+    assert np.array_equal(alone, all_at_once)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9])
@@ -81,54 +56,54 @@ def test_a_part_of_the_samples_is_that_part(size):
 
 def test_seeds_and_numbers_and_labels_all_matter():
     pipe = pipeline()
-    pictures = [pipe([0, 0, 1], seed=seed)[i].tobytes() for seed in (0, 1, 2**63 - 1) for i in range(3)]
-    pictures += [pipe([0, 0, 2])[2].tobytes()]
+    pictures = [pipe.draw([0, 0, 1], seed=seed)[i].tobytes() for seed in (0, 1, 2**63 - 1) for i in range(3)]
+    pictures += [pipe.draw([0, 0, 2])[2].tobytes()]
     assert len(set(pictures)) == 10
 
 
 def test_neighbours_do_not_matter():
     pipe = pipeline()
-    assert np.array_equal(pipe([0, 1, 2])[1], pipe([2, 1, 0])[1])
+    assert np.array_equal(pipe.draw([0, 1, 2])[1], pipe.draw([2, 1, 0])[1])
 
 
 def test_names_are_numbers():
     pipe = pipeline()
     assert pipe.labels(["two", 1, "0", np.int64(2), "zero"]) == [2, 1, 0, 2, 0]
-    assert np.array_equal(pipe(["two", "one"]), pipe([2, 1]))
+    assert np.array_equal(pipe.draw(["two", "one"]), pipe.draw([2, 1]))
 
 
 @pytest.mark.parametrize("label", [3, -1, "3", "-1", "--1", "tow", "", "1.5", 1.5, None])
 def test_a_label_that_is_none_is_refused(label):
     with pytest.raises(UserError, match=r"class label .* is not known; allowed: 0 to 2, or names such as zero, one"):
-        pipeline()([0, label])
+        pipeline().draw([0, label])
 
 
 def test_a_misspelt_name_gets_the_nearest():
     with pytest.raises(UserError, match=r"did you mean 'two'\?"):
-        pipeline()(["tow"])
+        pipeline().draw(["tow"])
 
 
 def test_a_network_without_classes_needs_none_and_takes_none():
     pipe = pipeline(classes=0)
-    pictures = pipe([None] * 5, seed=1)
+    pictures = pipe.draw([None] * 5, seed=1)
     assert pictures.shape == (5, 8, 8, 1)
     assert len({picture.tobytes() for picture in pictures}) == 5
     with pytest.raises(UserError, match="takes no class labels"):
-        pipe([0])
+        pipe.draw([0])
     with pytest.raises(UserError, match="guidance"):
-        pipe([None], guidance_scale=2.0)
+        pipe.draw([None], guidance_scale=2.0)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 12), (16, 2)])
 def test_any_size_that_the_patch_divides(size):
     pipe = pipeline(patch=(4, 2)) if size[1] != 2 else pipeline()
-    assert pipe([0, 1], size=size).shape == (2, *size, 1)
+    assert pipe.draw([0, 1], size=size).shape == (2, *size, 1)
 
 
 @pytest.mark.parametrize("size", [(6, 8), (8, 7), (0, 8), (8, -2), (9, 9)])
 def test_other_sizes_are_refused_before_any_work(size):
     with pytest.raises(UserError, match=rf"size {size[0]}x{size[1]} is not divisible by 4x2"):
-        pipeline(patch=(4, 2))([0], size=size)
+        pipeline(patch=(4, 2)).draw([0], size=size)
 
 
 def test_frames_are_the_way_to_the_picture():
@@ -138,46 +113,63 @@ def test_frames_are_the_way_to_the_picture():
     assert [frame.t for frame in frames] == sorted((frame.t for frame in frames), reverse=True)
     assert frames[-1].t == 0
     assert all(frame.images.shape == frame.clean.shape == (2, 8, 8, 1) for frame in frames)
-    assert np.array_equal(frames[-1].images, pipe([0, 1], seed=3))
+    assert np.array_equal(frames[-1].images, pipe.draw([0, 1], seed=3))
 
 
-def test_progress_counts_every_step_of_every_batch():
+def test_progress_counts_every_step():
     counted = []
-    pipeline()(LABELS, progress=counted.append, batch_size=3, num_inference_steps=5)
-    assert counted == [1] * 5 * 4
+    pipeline().draw(LABELS, progress=counted.append, batch_size=3, num_inference_steps=5)
+    assert counted == [1] * 5
 
 
 def test_a_setting_that_is_none_is_refused():
     with pytest.raises(UserError, match=r"unknown setting 'guidance'; known: sampler, .*did you mean 'guidance_"):
-        pipeline()([0], guidance=2.0)
+        pipeline().draw([0], guidance=2.0)
     with pytest.raises(UserError, match=r"unknown sampler 'eular'.*did you mean 'euler'\?"):
-        pipeline()([0], sampler="eular")
+        pipeline().draw([0], sampler="eular")
 
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
 def test_guidance_that_makes_no_sense_is_refused(scale):
-    with pytest.raises(UserError, match="guidance_scale must be 0 or more"):
-        pipeline()([0], guidance_scale=scale)
+    with pytest.raises(UserError, match=r"guidance_scale must be (0 or more|a number)"):
+        pipeline().draw([0], guidance_scale=scale)
 
 
 def test_more_guided_channels_than_there_are_is_refused():
     with pytest.raises(UserError, match="guidance_channels must be at most 1; got 3"):
-        pipeline()([0], guidance_channels=3)
+        pipeline().draw([0], guidance_channels=3)
 
 
-def test_eight_threads_draw_what_each_draws_alone():
+EIGHT = [
+    {"sampler": "sde", "num_inference_steps": 3},
+    {"sampler": "sde", "num_inference_steps": 7, "guidance_scale": 1.0},
+    {"sampler": "ddim", "num_inference_steps": 5, "size": (4, 12), "batch_size": 1},
+    {"sampler": "dpmpp_2m", "num_inference_steps": 9, "guidance_scale": 4.0, "clip": 1.0},
+    {"sampler": "heun", "num_inference_steps": 2, "size": (16, 16), "guidance_interval": (0.3, 0.7)},
+    {"sampler": "euler", "num_inference_steps": 12, "guidance_rescale": 0.7},
+    {"sampler": "ddpm", "num_inference_steps": 6, "size": (2, 2)},
+    {"sampler": "dpmpp_2m", "num_inference_steps": 4, "seed": 3, "batch_size": 2},
+]
+
+
+def test_eight_threads_with_settings_of_their_own_draw_what_each_draws_alone():
     pipe = pipeline()
-    alone = [pipe([0, 1, 2], seed=seed, sampler="sde") for seed in range(8)]
+
+    def work(settings):
+        return [pipe.draw([0, 1, 2], **settings) for _ in range(3)]
+
+    alone = [pipe.draw([0, 1, 2], **settings) for settings in EIGHT]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda seed: pipe([0, 1, 2], seed=seed, sampler="sde"), range(8)))
-    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+        together = list(pool.map(work, EIGHT))
+    for one, three in zip(alone, together, strict=True):
+        assert all(np.array_equal(one, again) for again in three)
 
 
 def test_sampling_leaves_the_network_and_the_global_randomness_alone():
     pipe = pipeline()
     before = {name: tensor.clone() for name, tensor in pipe.denoiser.state_dict().items()}
     state = torch.get_rng_state()
-    pipe([0], sampler="sde")
+    pipe.draw([0], sampler="sde")
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], tensor) for name, tensor in pipe.denoiser.state_dict().items())
     assert torch.is_grad_enabled()
@@ -189,8 +181,8 @@ def test_a_checkpoint_draws_the_same_without_being_told_anything(process, tmp_pa
     pipe.save_pretrained(tmp_path / "saved")
     again = Pipeline.from_pretrained(tmp_path / "saved")
     assert again.card == pipe.card
-    assert np.array_equal(again(["two", 0], seed=4), pipe(["two", 0], seed=4))
-    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["card.yaml", "model.safetensors"]
+    assert np.array_equal(again.draw(["two", 0], seed=4), pipe.draw(["two", 0], seed=4))
+    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["README.md", "card.yaml", "model.safetensors"]
     assert not again.denoiser.training
 
 
@@ -210,8 +202,8 @@ def test_a_run_means_its_newest_checkpoint(tiny_run):
     assert find_checkpoint(tiny_run) == checkpoints(tiny_run)[-1]
     older = checkpoints(tiny_run)[0]
     assert find_checkpoint(older) == older
-    pictures = Pipeline.from_pretrained(tiny_run)([3])
-    assert np.array_equal(Pipeline.from_pretrained(checkpoints(tiny_run)[-1])([3]), pictures)
+    pictures = Pipeline.from_pretrained(tiny_run).draw([3])
+    assert np.array_equal(Pipeline.from_pretrained(checkpoints(tiny_run)[-1]).draw([3]), pictures)
 
 
 def test_folders_without_a_checkpoint_are_told_apart(tmp_path):

@@ -5,16 +5,21 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ditwright import convert
 from ditwright.cli.main import main
-from ditwright.diffusion.config import SampleConfig
+from ditwright.convert import Portable
+from ditwright.diffusion.config import ProcessConfig, SampleConfig
 from ditwright.diffusion.sampler import SAMPLERS
 from ditwright.pipeline import Pipeline
+from small_pipelines import autoencoder, latent_pipeline, pipeline
 
 
 def read(path: Path) -> tuple[np.ndarray, dict]:
@@ -32,7 +37,7 @@ def test_without_options_every_class_is_drawn_as_the_checkpoint_says(command, ti
     assert out == f"10 pictures and grid.png in {tmp_path / 'out'}\n"
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["grid.png", *(f"seed0-{i:05d}-class{i}.png" for i in range(10))]
-    drawn = Pipeline.from_pretrained(tiny_run)(range(10))
+    drawn = Pipeline.from_pretrained(tiny_run).draw(range(10))
     for i in range(10):
         assert np.array_equal(read(tmp_path / "out" / names[i + 1])[0], drawn[i, ..., 0])
 
@@ -56,7 +61,7 @@ def test_the_settings_of_a_picture_are_in_it_and_draw_it_again(command, tiny_run
     assert (facts["seed"], facts["index"], facts["class_label"], facts["class_name"]) == (11, 2, 3, "3")
     assert facts["size"] == [8, 12]
     pipe = Pipeline.from_pretrained(facts["checkpoint"])
-    again = pipe([0, 0, facts["class_label"]], seed=facts["seed"], size=facts["size"], **settings)
+    again = pipe.draw([0, 0, facts["class_label"]], seed=facts["seed"], size=facts["size"], **settings)
     assert np.array_equal(again[facts["index"], ..., 0], image)
     _, of_the_grid = read(tmp_path / "grid.png")
     assert of_the_grid["class_labels"] == [3, 7, 3]
@@ -126,3 +131,145 @@ def test_a_number_of_images_beside_labels_is_refused(command, tiny_run, tmp_path
     assert code == 2
     assert "--num-images" in err
     assert not (tmp_path / "o").exists()
+
+
+def test_height_and_width_are_size(command, tiny_run, tmp_path):
+    words = ["sample", tiny_run, "--class-labels", 4]
+    assert command(*words, "--height", 8, "--width", 12, "--output", tmp_path / "one").code == 0
+    assert command(*words, "--size", 8, 12, "--output", tmp_path / "two").code == 0
+    assert command(*words, "--width", 12, "--output", tmp_path / "three").code == 0
+    one, *others = (pictures(tmp_path / name) for name in ("one", "two", "three"))
+    assert next(iter(one.values())).shape == (8, 12)
+    for other in others:
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_several_pictures_of_each_label(command, tiny_run, tmp_path):
+    words = ["sample", tiny_run, "--class-labels", 4, 7, "--num-images-per-prompt", 2, "--output", tmp_path]
+    assert command(*words).out == f"4 pictures and grid.png in {tmp_path}\n"
+    drawn = Pipeline.from_pretrained(tiny_run).draw([4, 4, 7, 7])
+    assert sorted(pictures(tmp_path)) == [f"seed0-{i:05d}-class{label}.png" for i, label in enumerate([4, 4, 7, 7])]
+    assert all(
+        np.array_equal(a, b[..., 0])
+        for a, b in zip(dict(sorted(pictures(tmp_path).items())).values(), drawn, strict=True)
+    )
+
+
+def test_a_film_strip_shows_the_way_to_each_picture(command, tiny_run, tmp_path):
+    words = ["sample", tiny_run, "--class-labels", 4, 7, "--num-inference-steps", 6, "--output", tmp_path]
+    code, out, _ = command(*words, "--film-strip", 4)
+    assert (code, out) == (0, f"2 pictures with their film strips and grid.png in {tmp_path}\n")
+    strip, facts = read(tmp_path / "seed0-00001-class7-film.png")
+    picture, of_picture = read(tmp_path / "seed0-00001-class7.png")
+    assert facts == of_picture
+    assert strip.shape[1] > 3.5 * strip.shape[0] / 2  # four of them beside each other
+    frames = list(Pipeline.from_pretrained(tiny_run).frames([4, 7], num_inference_steps=6))
+    assert np.array_equal(frames[-1].images[1, ..., 0], picture)
+    for image, i in zip(cells(strip), (0, 2, 3, 5), strict=True):
+        assert np.array_equal(image, frames[i].clean[1, ..., 0])
+
+
+def cells(strip: np.ndarray) -> list[np.ndarray]:
+    """The 8 x 8 pictures in a film strip of cells of 64 pixels with gaps of 4, at the bottom of the paper."""
+    rows = strip[-68:-4]
+    return [rows[4::8, 4 + k * 68 : 68 + k * 68 : 8][..., 0] for k in range(4)]
+
+
+def test_a_half_precision_network_draws_nearly_the_same(command, tiny_run, tmp_path):
+    words = ["sample", tiny_run, "--class-labels", *range(8), "--sampler", "euler"]
+    for dtype in ("fp32", "bf16"):
+        assert command(*words, "--dtype", dtype, "--output", tmp_path / dtype).code == 0
+    wide, narrow = (np.stack(list(pictures(tmp_path / d).values())).astype(int) for d in ("fp32", "bf16"))
+    assert 0 < np.abs(wide - narrow).max() < 32
+    assert read(tmp_path / "bf16" / "grid.png")[1]["dtype"] == "bf16"
+
+
+def test_weights_of_another_project(command, tmp_path):
+    pipe = pipeline()
+    state = {key.removeprefix("net."): tensor for key, tensor in pipe.denoiser.state_dict().items()}
+    portable = Portable(pipe.card.model, ProcessConfig(reversed_time=True), state, image_size=(64, 64))
+    convert.write(portable, tmp_path / "x.pt", to="sit")
+    words = ["sample", tmp_path / "x.pt", "--family", "sit", "--heads", 2, "--codec", "pixels"]
+    assert command(*words, "--class-labels", 2, "--output", tmp_path / "out", "--num-inference-steps", 2).code == 0
+    _, facts = read(tmp_path / "out" / "seed0-00000-class2.png")
+    told = {name: facts[name] for name in ("checkpoint", "family", "heads", "codec")}
+    assert told == {"checkpoint": str(tmp_path / "x.pt"), "family": "sit", "heads": 2, "codec": "pixels"}
+
+
+def test_a_large_picture_may_be_decoded_in_tiles(command, tiny_run, refused, tmp_path):
+    pytest.importorskip("diffusers")
+    latent_pipeline(autoencoder(tmp_path / "vae")).save_pretrained(tmp_path / "saved")
+    words = ["sample", tmp_path / "saved", "--class-labels", 0, "--size", 64, 64, "--output"]
+    assert command(*words, tmp_path / "whole").code == 0
+    assert command(*words, tmp_path / "tiled", "--vae-tiling").code == 0
+    whole, tiled = (pictures(tmp_path / name)["seed0-00000-class0.png"] for name in ("whole", "tiled"))
+    assert whole.shape == tiled.shape == (64, 64, 3)
+    assert not np.array_equal(whole, tiled)
+    assert "--vae-tiling is for autoencoders" in refused(
+        "sample", tiny_run, "--vae-tiling", "--output", tmp_path / "no"
+    )
+
+
+def test_two_processes_draw_the_set_that_one_draws(command, tiny_run, tmp_path):
+    words = ["sample", str(tiny_run), "--num-fid-samples", "21", "--fid-batch-size", "4", "--seed", "3"]
+    code, out, err = command(*words, "--output", tmp_path / "one")
+    assert (code, out, err) == (0, f"21 samples in {tmp_path / 'one' / 'samples_21.npz'}\n", "")
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ditwright", *words, "--output", str(tmp_path / "two")],
+            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert sorted(out for out, _ in printed) == ["", f"21 samples in {tmp_path / 'two' / 'samples_21.npz'}\n"]
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert one == two
+    assert one.keys() == {"samples_21.npz", "samples_21.json"}
+    said = json.loads(one["samples_21.json"])
+    assert said["checkpoint"].endswith("step-00000006")
+    assert (said["seed"], said["batch_size"], said["num_samples"]) == (3, 4, 21)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--size 8 8 --height 8", "give --size, or --height and --width"),
+        ("--height 7", "size 7x8 is not divisible"),
+        ("--film-strip 1", "--film-strip needs at least 2 previews; got 1"),
+        ("--num-images-per-prompt 0", "num_images_per_prompt 1 or more"),
+        ("--dtype int8", "--dtype"),
+        ("--family dit", "family and heads are for weights of other projects"),
+        ("--revision v1", "revision is for names on the hub"),
+        ("--codec nowhere", "'nowhere'"),
+        ("--timestep-spacing leading", "timestep_spacing 'leading' is for the tables of ddpm paths"),
+        ("--set-alpha-to-one false", "set_alpha_to_one"),
+        ("--set-alpha-to-one perhaps", "set_alpha_to_one must be true or false"),
+        ("--fid-batch-size 4", "--fid-batch-size goes with --num-fid-samples"),
+        ("--num-fid-samples 0", "at least 1"),
+        ("--num-fid-samples 5 --fid-batch-size 0", "batch_size must be at least 1"),
+        ("--num-fid-samples 5 --class-labels 3", "--class-labels is for pictures"),
+        ("--num-fid-samples 5 --film-strip 3", "--film-strip is for pictures"),
+        ("--num-fid-samples 5 --num-images-per-prompt 3", "--num-images-per-prompt is for pictures"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(words, said, refused, tiny_run, tmp_path):
+    assert said in refused("sample", tiny_run, "--output", tmp_path / "out", *words.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_without_a_set_are_refused(refused, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "several processes draw a set" in refused("sample", tiny_run, "--output", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_set_begun_otherwise_is_refused(command, refused, tiny_run, tmp_path):
+    words = ["sample", tiny_run, "--num-fid-samples", 5, "--output", tmp_path]
+    assert command(*words).code == 0
+    assert command(*words).out == f"5 samples in {tmp_path / 'samples_5.npz'}\n"
+    assert "guidance_scale is 1.0 there and 2.0 now" in refused(*words, "--guidance-scale", 2)

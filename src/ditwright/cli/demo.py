@@ -33,13 +33,13 @@ def run(words: list[str]) -> int:
 
     checkpoint = train(digits(), args.output)
     seconds = read_facts(checkpoint)["seconds"]  # of the whole run, also where it was done earlier
-    pipe, real = Pipeline.from_pretrained(checkpoint, best_device()), real_digits()
+    pipe, real = Pipeline.from_pretrained(checkpoint, device=best_device()), real_digits()
     labels = np.arange(SAMPLES) % 10
     start = time.perf_counter()
-    samples = pipe(labels.tolist(), seed=0, guidance_scale=1.0)
+    samples = pipe.draw(labels.tolist(), seed=0, guidance_scale=1.0)
     sampling = time.perf_counter() - start
-    judge = train_judge(real.images, real.labels)
-    ours, theirs = spread(samples, labels), spread(real.images, real.labels)
+    judge = train_judge(real.images, real.targets)
+    ours, theirs = spread(samples, labels), spread(real.images, real.targets)
     ratios = {k: ours[k] / theirs[k] for k in theirs}
     report = {
         "samples": SAMPLES,
@@ -71,7 +71,7 @@ def draw(pipe: Pipeline, output: Path) -> list[Path]:
     from ..pictures import save_png, sheet
 
     names, columns = pipe.card.class_names, 12
-    pictures = pipe([label for label in range(10) for _ in range(columns)], seed=1)
+    pictures = pipe.draw([label for label in range(10) for _ in range(columns)], seed=1)
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     grid = sheet(rows, row_names=names, title="Sampled digits, a class in each row", **STYLE)
     frames = list(pipe.frames(list(range(10)), seed=2))

@@ -1,84 +1,170 @@
-"""ditwright sample RUN_OR_CHECKPOINT: a PNG per sample and a grid, the settings inside each PNG."""
+"""ditwright sample CHECKPOINT: a PNG per sample and a grid, the settings inside each PNG; or a set for FID."""
 
 from __future__ import annotations
 
 import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import merge
+from ..diffusion.config import SampleConfig
 from ..errors import UserError
 from .main import Parser
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..pipeline import Pipeline
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+EPILOG = "A set for FID on 8 GPUs: torchrun --nproc-per-node 8 -m ditwright sample CHECKPOINT --num-fid-samples 50000"
 
 
 def parser() -> Parser:
     """The options; those of SampleConfig have its names and are read by its reader."""
     made = Parser(
         prog="ditwright sample",
-        usage="ditwright sample RUN_OR_CHECKPOINT [options]",
+        usage="ditwright sample CHECKPOINT [options]",
         description="Draw pictures; the checkpoint knows everything not given.",
+        epilog=EPILOG,
     )
     add = made.add_argument
-    add("checkpoint", type=Path, help="run folder (its newest checkpoint) or checkpoint folder")
+    add("checkpoint", help="run folder (its newest checkpoint), checkpoint, weights of another project, hub name")
+    add("--family", metavar="NAME", help="of another project's weights, where they do not tell: dit, sit, ...")
+    add("--heads", type=int, metavar="N", help="of such weights' attention, where they do not tell")
+    add("--codec", default="", metavar="PLACE", help="folder or hub name of the autoencoder (default: as trained)")
+    add("--revision", default="", metavar="R", help="branch, tag or commit of a hub name")
     add("--class-labels", nargs="+", metavar="LABEL", help="numbers or names, one sample each (default: every class)")
     add("--num-images", type=int, metavar="N", help="how many, where the network has no classes (default: 16)")
-    add(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="folder for the pictures (default: samples/)",
-        default=Path("samples"),
-    )
+    add("--num-images-per-prompt", type=int, metavar="N", help="of each label (default: 1)")
+    add("--output", type=Path, default=Path("samples"), metavar="DIR", help="for the pictures (default: samples/)")
     add("--seed", type=int, default=0, metavar="S", help="sample i of a seed is always the same picture (default: 0)")
-    add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="in pixels (default: as trained)")
+    add("--height", type=int, metavar="PIXELS", help="(default: as trained)")
+    add("--width", type=int, metavar="PIXELS")
+    add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="both")
+    add("--dtype", choices=DTYPES, default="fp32", help="of the network; the sampler stays in fp32")
+    add("--vae-tiling", action="store_true", help="decode large pictures in tiles, to need less memory")
+    add("--film-strip", type=int, metavar="N", help="also N previews of each picture, from noise on, as a strip")
+    add(
+        "--num-fid-samples", type=int, metavar="N", help="in place of PNGs a set of N, its classes drawn: samples_N.npz"
+    )
+    add("--fid-batch-size", metavar="N", help="samples that a process draws together (default: --batch-size)")
     add("--sampler", metavar="NAME", help="ddpm, ddim, euler, heun, dpmpp_2m, sde")
     add("--num-inference-steps", metavar="N")
     add("--guidance-scale", metavar="W", help="1: no guidance")
-    add(
-        "--guidance-interval",
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="times at which guidance is on, 0 data ... 1 noise",
-    )
+    interval = ("LOW", "HIGH")
+    add("--guidance-interval", nargs=2, metavar=interval, help="times of guidance, 0 data ... 1 noise")
     add("--guidance-rescale", metavar="PHI")
     add("--guidance-channels", metavar="N", help="guide only the first N channels (the original DiT: 3)")
     add("--clip", metavar="LIMIT", help="keep the estimate of the clean sample within LIMIT of 0 (pixels: 1)")
-    add("--batch-size", metavar="N")
+    add("--use-clipped-model-output", metavar="BOOL", help="and the noise in agreement with it")
+    add("--timestep-spacing", metavar="NAME", help="of a DDPM table's steps: auto, leading, trailing, linspace")
+    add("--steps-offset", metavar="N", help="of leading steps")
+    add("--shift", metavar="S", help="of the times: above 1 more steps at high noise (paths without a table)")
+    add("--set-alpha-to-one", metavar="BOOL", help="ddim ends at the clean sample, not at the table's first step")
+    add("--batch-size", metavar="N", help="samples that the network sees at once")
     return made
 
 
 def run(words: list[str]) -> int:
     args = vars(parser().parse_args(words))
-
-    from tqdm import tqdm
-
-    from ..pictures import grid, save_png, to_pil
-    from ..pipeline import Pipeline, best_device, find_checkpoint
-
-    folder = find_checkpoint(args["checkpoint"])
     if not 0 <= args["seed"] < 2**63:
         raise UserError(f"--seed must be a whole number from 0 to 2^63 - 1; got {args['seed']}")
-    pipe = Pipeline.from_pretrained(folder, best_device())
-    fields = asdict(pipe.card.sample)
-    config = merge(pipe.card.sample, {key: args[key] for key in fields if args.get(key) is not None})
+    if args["size"] and (args["height"] or args["width"]):
+        raise UserError("give --size, or --height and --width")
+    fid = args["num_fid_samples"] is not None
+    pictures_only = ("class_labels", "num_images", "num_images_per_prompt", "film_strip")
+    if fid and (wrong := [name for name in pictures_only if args[name] is not None]):
+        raise UserError(f"--{wrong[0].replace('_', '-')} is for pictures; a set for FID draws its classes")
+    if args["fid_batch_size"] is not None and not fid:
+        raise UserError("--fid-batch-size goes with --num-fid-samples")
+
+    import torch
+
+    from ..pipeline import Pipeline, best_device
+    from ..pipeline.folder import resolved
+
+    name = resolved(args["checkpoint"])
+    places = {key: args[key] for key in ("family", "heads", "codec", "revision")}
+    dtype = getattr(torch, DTYPES[args["dtype"]])
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        pipe = Pipeline.from_pretrained(name, device=best_device(), dtype=dtype, **places)
+    for note in notes:
+        print(f"note: {note.message}", file=sys.stderr)
+    if args["vae_tiling"]:
+        if pipe.card.codec.kind in ("auto", "pixels"):
+            raise UserError("--vae-tiling is for autoencoders; this checkpoint is of pixels")
+        pipe.codec.enable_tiling()
+    given = {key: args[key] for key in SampleConfig.__dataclass_fields__ if args[key] is not None}
+    if args["fid_batch_size"] is not None:
+        given["batch_size"] = args["fid_batch_size"]
+    config = merge(pipe.card.sample, given)
+    size = pipe.size(*(args["size"] or (args["height"], args["width"])))
+    pipe.plan(config, size)  # what cannot be done is refused before any work
+    origin = {"checkpoint": name} | {key: value for key, value in places.items() if value}
+    return (fid_set if fid else pictures)(pipe, config, size, args, origin)
+
+
+def pictures(
+    pipe: Pipeline, config: SampleConfig, size: tuple[int, int], args: dict[str, Any], origin: dict[str, Any]
+) -> int:
+    """A PNG per sample, a grid of all, and film strips where they are asked for."""
+    from tqdm import tqdm
+
+    from ..pictures import grid, save_png, sheet, to_pil
+    from ..pipeline.fid import place
+    from ..pipeline.labels import repeated
+
+    if place()[1] > 1:
+        raise UserError("several processes draw a set, with --num-fid-samples; pictures are for one")
     labels = pipe.labels(asked_labels(args["class_labels"], pipe.card.model.num_classes, args["num_images"]))
+    labels = repeated(labels, 1 if args["num_images_per_prompt"] is None else args["num_images_per_prompt"])
     named = [label if pipe.card.model.num_classes else None for label in labels]
-    pipe.plan(config, args["size"])  # what cannot be done is refused before any work
+    shown = chosen(config.num_inference_steps, args["film_strip"])
     output: Path = args["output"]
     output.mkdir(parents=True, exist_ok=True)
-    total = config.num_inference_steps * -(-len(named) // config.batch_size)
-    with tqdm(total=total, unit="step", disable=not sys.stderr.isatty()) as bar:
-        pictures = pipe(named, seed=args["seed"], size=args["size"], progress=bar.update, **asdict(config))
+    with tqdm(total=config.num_inference_steps, unit="step", disable=not sys.stderr.isatty()) as bar:
+        images, film = drawn(pipe, named, shown, bar.update, seed=args["seed"], size=size, **asdict(config))
 
-    facts = {"checkpoint": str(folder), "seed": args["seed"], **asdict(config), "size": list(pictures.shape[1:3])}
-    for i, (picture, label) in enumerate(zip(pictures, named, strict=True)):
+    facts = {**origin, "seed": args["seed"], **asdict(config), "size": list(images.shape[1:3]), "dtype": args["dtype"]}
+    for i, (image, label) in enumerate(zip(images, named, strict=True)):
         name = f"seed{args['seed']}-{i:05d}" + ("" if label is None else f"-class{label}")
         of_class = {"class_label": label, "class_name": pipe.class_name(label)}
-        save_png(to_pil(picture), output / f"{name}.png", {**facts, "index": i, **of_class})
-    save_png(grid(pictures), output / "grid.png", {**facts, "class_labels": named})
-    print(f"{len(pictures)} pictures and grid.png in {output}")
+        save_png(to_pil(image), output / f"{name}.png", {**facts, "index": i, **of_class})
+        if film:
+            strip = sheet([[clean[i] for _, clean in film]], column_names=[f"t={t:.2f}" for t, _ in film])
+            save_png(strip, output / f"{name}-film.png", {**facts, "index": i, **of_class})
+    save_png(grid(images), output / "grid.png", {**facts, "class_labels": named})
+    strips = " with their film strips" if film else ""
+    print(f"{len(images)} pictures{strips} and grid.png in {output}")
     return 0
+
+
+def drawn(
+    pipe: Pipeline, labels: list[Any], shown: list[int], progress: Callable[[int], Any], **settings: Any
+) -> tuple[np.ndarray, list[tuple[float, np.ndarray]]]:
+    """Samples (N, H, W, C), and previews of the clean samples at some of the steps, each with its time."""
+    codec, film = pipe.codec.ready(), []
+    for i, step in enumerate(pipe.steps(labels, **settings)):
+        progress(1)
+        if i in shown:
+            film.append((step.t.item(), codec.decode(step.x0)))
+    return codec.decode(step.x), film
+
+
+def chosen(steps: int, count: int | None) -> list[int]:
+    """Which steps a film strip of so many pictures shows, first and last among them."""
+    if count is None:
+        return []
+    if count < 2:
+        raise UserError(f"--film-strip needs at least 2 previews; got {count}")
+    return sorted({round(i * (steps - 1) / (count - 1)) for i in range(count)})
 
 
 def asked_labels(given: list[str] | None, classes: int, count: int | None) -> list[Any]:
@@ -90,3 +176,42 @@ def asked_labels(given: list[str] | None, classes: int, count: int | None) -> li
     if given:
         return given
     return list(range(min(classes, 16))) if classes else [None] * (count or 16)
+
+
+def fid_set(
+    pipe: Pipeline, config: SampleConfig, size: tuple[int, int], args: dict[str, Any], origin: dict[str, Any]
+) -> int:
+    """A set of samples in ADM's format, this process's share of it."""
+    from ..pipeline.fid import Order, draw_set, place
+
+    order = Order(pipe, args["output"], args["num_fid_samples"], config, args["seed"], size, origin)
+    rank, world = place()
+    with told(order.count, quiet=rank > 0) as progress:
+        made = draw_set(order, rank, world, progress=progress)
+    if made is not None:
+        print(f"{order.count} samples in {made}")
+    return 0
+
+
+@contextmanager
+def told(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Says how many samples are there and how long the rest will take: a bar, or a line a minute into a log."""
+    from tqdm import tqdm
+
+    start = last = time.monotonic()
+    began: int | None = None
+    with tqdm(total=total, unit="sample", disable=quiet or not sys.stderr.isatty()) as bar:
+
+        def progress(done: int) -> None:
+            nonlocal began, last
+            if began is None:
+                began = bar.initial = done
+            bar.n = done
+            bar.refresh()
+            now = time.monotonic()
+            if bar.disable and not quiet and now > last + 60:
+                last, rate = now, (done - began) / (now - start)
+                left = tqdm.format_interval((total - done) / rate) if rate else "?"
+                print(f"{done:,} of {total:,} samples, {rate:.1f}/s, {left} left", file=sys.stderr, flush=True)
+
+        yield progress

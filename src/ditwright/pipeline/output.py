@@ -1,0 +1,41 @@
+"""Final latents in the form that was asked for (as diffusers' VaeImageProcessor gives them)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ..codec.base import Codec
+from ..pictures import to_pil
+
+
+def as_latent(codec: Codec, latents: Tensor) -> Tensor:
+    """(B, C, h, w) as they are."""
+    return latents
+
+
+def as_pt(codec: Codec, latents: Tensor) -> Tensor:
+    """(B, C, H, W) float32 in [0, 1]."""
+    return (codec.pixels(latents) / 2 + 0.5).clamp(0, 1)
+
+
+def as_np(codec: Codec, latents: Tensor) -> np.ndarray:
+    """(B, H, W, C) float32 in [0, 1]."""
+    return as_pt(codec, latents).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def as_pil(codec: Codec, latents: Tensor) -> list[Image.Image]:
+    """B pictures."""
+    return [to_pil(picture) for picture in codec.decode(latents)]
+
+
+OUTPUTS: dict[str, Callable[[Codec, Tensor], Any]] = {
+    "pil": as_pil,
+    "np": as_np,
+    "pt": as_pt,
+    "latent": as_latent,
+}

@@ -1,0 +1,328 @@
+"""The pipeline: class labels in, pictures out, in the words of diffusers.
+
+B batch, H height, W width, C channels; h, w the latents' height and width.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..codec.base import Codec, codec_from
+from ..config import merge
+from ..diffusion.config import SampleConfig
+from ..diffusion.grid import grid_for, landings, shifted
+from ..diffusion.path import DDPM
+from ..diffusion.process import Denoiser, Index
+from ..diffusion.sampler import SAMPLERS, Sampler, Step, ddim
+from ..errors import UserError, did_you_mean, lookup, unknown
+from ..rng import Draws
+from .batches import in_batches
+from .card import Card
+from .folder import load, save
+from .hub import push
+from .labels import Labels, numbers, repeated
+from .noise import Generators, Noise, drawn_by
+from .output import OUTPUTS
+
+TENSORS = ("latents", "x0")  # what a callback may ask for
+
+
+class Frame(NamedTuple):
+    """One step of sampling, for previews and film strips."""
+
+    t: float  # the time of `images`, 0 at the end
+    images: np.ndarray  # (B, H, W, C) uint8: the noisy sample
+    clean: np.ndarray  # (B, H, W, C) uint8: the present estimate of the clean sample
+
+
+class ImagePipelineOutput(NamedTuple):
+    """What a call returns, under diffusers' name."""
+
+    images: Any  # as `output_type` says
+
+
+class Plan(NamedTuple):
+    """What some settings come to."""
+
+    sampler: Sampler
+    times: Tensor  # (steps + 1,) float64
+    space: tuple[int, ...]  # height, width of the latents
+
+
+class Pipeline:
+    """Samples a trained denoiser. It keeps no state between calls: one serves any number of threads."""
+
+    def __init__(self, denoiser: Denoiser, card: Card, codec: Codec | None = None):
+        """`codec`: one that is there already; otherwise the card's, its weights read when they are first needed."""
+        self.denoiser, self.card = denoiser.eval(), card
+        self.codec = codec_from(card.codec) if codec is None else codec
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        family: str | None = None,
+        heads: int | None = None,
+        codec: str = "",
+        revision: str = "",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Pipeline:
+        """From a run folder (its newest checkpoint), a checkpoint, weights of another project, or a name on the hub.
+
+        `family`, `heads`: of foreign weights that do not tell (`convert.read`). `codec`: a folder or hub name that
+        takes the place of the autoencoder that the checkpoint names. `revision`: branch, tag or commit of a hub name.
+        UserError where a part is missing, naming it.
+        """
+        parts = load(name, family=family, heads=heads, codec=codec, revision=revision)
+        return cls(*parts).to(device, dtype)
+
+    def to(self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Pipeline:
+        """Move network and codec to a device and a type of numbers; returns itself. Samplers stay in float32."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        self.denoiser.to(device=device, dtype=dtype)
+        self.codec = self.codec.to(device, dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the network's numbers."""
+        return next(self.denoiser.parameters()).dtype
+
+    def save_pretrained(
+        self, path: str | Path, *, with_codec: bool = True, also: Callable[[Path], None] = lambda folder: None
+    ) -> None:
+        """Write a checkpoint folder with its model card, whole or not at all; `also(folder)` may add files to it.
+
+        `with_codec`: the autoencoder's weights too, where there are any; otherwise the card only names them.
+        """
+        codec = self.codec if with_codec else None
+        save(Path(path), self.denoiser, self.card, codec, name=Path(path).name, also=also)
+
+    def push_to_hub(
+        self, name: str, *, private: bool = False, revision: str | None = None, commit_message: str = "Upload pipeline"
+    ) -> str:
+        """Upload all that `save_pretrained` writes as the repository OWNER/NAME. Returns the address of the commit."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "repository"
+            save(path, self.denoiser, self.card, self.codec, name=name)
+            return push(path, name, private=private, revision=revision, message=commit_message)
+
+    def labels(self, given: Sequence[int | str | None]) -> list[int]:
+        """Class numbers from numbers or names, None where the network has no classes. UserError for one not known.
+
+        Where a name is a list of synonyms, as ImageNet's are, any of them will do.
+        """
+        return numbers(given, self.card.model.num_classes, self.card.class_names)
+
+    def class_name(self, label: int | None) -> str | None:
+        """What a class is called, where it has a name."""
+        return None if label is None or not self.card.class_names else self.card.class_names[label]
+
+    def settings(self, given: dict[str, Any]) -> SampleConfig:
+        """The checkpoint's settings with some of them replaced. UserError for a name or a value that does not fit."""
+        fields = SampleConfig.__dataclass_fields__
+        for name in given:
+            if name not in fields:
+                near = did_you_mean(name, fields)
+                raise UserError(f"unknown setting {name!r}; known: {', '.join(fields)}{near}")
+        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+        none = ("clip", "guidance_channels")  # where None is a value; elsewhere it means: as the checkpoint says
+        return merge(self.card.sample, {k: v for k, v in plain.items() if v is not None or k in none})
+
+    def size(self, height: int | None, width: int | None, latents: Tensor | None = None) -> tuple[int, int] | None:
+        """Height and width in pixels: those given, of the latents given, or as trained; None where nobody knows."""
+        trained = self.card.image_size
+        if latents is not None and latents.ndim == 4:
+            trained = tuple(side * self.card.codec.factor for side in latents.shape[2:])
+        if trained is None and None in (height, width):
+            return None
+        return (trained[0] if height is None else height, trained[1] if width is None else width)
+
+    def plan(self, config: SampleConfig, size: tuple[int, int] | None = None) -> Plan:
+        """Sampler, times and latent size for some settings. UserError where they ask for what cannot be done."""
+        model, size, factor = self.card.model, size or self.card.image_size, self.card.codec.factor
+        if config.guidance_scale != 1 and not model.num_classes:
+            raise UserError("guidance needs a network with classes; this one is unconditional: use guidance_scale 1")
+        if (config.guidance_channels or 0) > model.channels:
+            raise UserError(f"guidance_channels must be at most {model.channels}; got {config.guidance_channels}")
+        unit = [factor * p for p in model.patch]
+        if len(unit) != 2:
+            raise UserError(f"pictures have 2 axes; the network's patch {model.patch} has {len(unit)}")
+        if size is None:
+            raise UserError("these weights do not tell how large their pictures are: give height and width")
+        if any(s < 1 or s % u for s, u in zip(size, unit, strict=True)):
+            raise UserError(
+                f"picture size {size[0]}x{size[1]} is not divisible by {unit[0]}x{unit[1]} (codec times patch); "
+                "choose multiples of it"
+            )
+        sampler, process = lookup("sampler", config.sampler, SAMPLERS), self.denoiser.process
+        times = grid_for(process, config.num_inference_steps, config.timestep_spacing, config.steps_offset)
+        if config.shift != 1:
+            if process.span[1] != 1 or isinstance(process.path, DDPM):
+                raise UserError(f"shift {config.shift:g} is for paths without a table whose times end at 1; use 1 here")
+            times = shifted(times, config.shift)
+        if sampler is ddim and isinstance(process.path, DDPM) and config.timestep_spacing != "auto":
+            sampler = partial(ddim, to=landings(times, process.path.steps, config.set_alpha_to_one))
+        return Plan(sampler, times, tuple(s // factor for s in size))
+
+    def steps(
+        self,
+        class_labels: Sequence[int | str | None],
+        *,
+        seed: int = 0,
+        first: int = 0,
+        size: tuple[int, int] | None = None,
+        **settings: Any,
+    ) -> Iterator[Step]:
+        """Sample latents, one for each label, step by step; the first is sample `first` of `seed`.
+
+        Sample i of a seed is the same in any batch. `size`: height and width in pixels, the trained one unless given.
+        `settings` are fields of SampleConfig; those not given are the checkpoint's.
+        """
+        labels, config = self.labels(class_labels), self.settings(settings)
+        noise = self._noise(len(labels), seed, first=first)
+        yield from self._walk(labels, config, self.plan(config, size), noise)
+
+    def frames(
+        self, class_labels: Sequence[int | str | None], *, codec: Codec | None = None, **settings: Any
+    ) -> Iterator[Frame]:
+        """Like `steps`, decoded to pictures, where wanted by another codec: a small one is fast enough for previews."""
+        decode = (codec or self._decoder()).decode
+        for step in self.steps(class_labels, **settings):
+            yield Frame(step.t.item(), decode(step.x), decode(step.x0))
+
+    def draw(
+        self,
+        class_labels: Sequence[int | str | None],
+        *,
+        progress: Callable[[int], None] = lambda steps: None,
+        **settings: Any,
+    ) -> np.ndarray:
+        """Sample a picture for each label: (N, H, W, C) uint8. Takes what `steps` takes; `progress(1)` at each step."""
+        decode = self._decoder().decode
+        for step in self.steps(repeated(class_labels), **settings):
+            progress(1)
+            x = step.x
+        return decode(x)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Labels = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators | None = None,
+        seed: int | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Pipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **settings: Any,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Sample pictures as diffusers' pipelines do: `pipe([207], num_inference_steps=50, guidance_scale=4.0).images`.
+
+        class_labels: one label or several, numbers or names; left out where the network has no classes
+        height, width: in pixels; as trained unless given
+        num_images_per_prompt: pictures of each label, beside each other
+        generator: a torch.Generator, or one for each picture; draws the initial latents and the samplers' noise just
+            as diffusers does, so that it gives the same pictures there
+        seed: in place of a generator; sample i of a seed is the same in any batch and on any device (0 unless given)
+        latents: initial latents (N, C, h, w), unit noise, in place of drawn ones
+        output_type: "pil", a list; "np", (N, H, W, C) float32 in [0, 1]; "pt", (N, C, H, W) likewise; "latent", the
+            final latents (N, C, h, w), for which the autoencoder need not be there
+        return_dict: false for a tuple in place of an object with `.images`
+        callback_on_step_end: called as (pipe, i, t, tensors) -> tensors after every step; t is what the network was
+            told of the time; latents that it returns are gone on with
+        callback_on_step_end_tensor_inputs: what it is shown: "latents", and "x0" for a preview of the clean sample
+        settings: fields of SampleConfig: num_inference_steps, guidance_scale, guidance_interval, guidance_rescale,
+            guidance_channels, sampler, clip, batch_size (how many the network sees at once) ...; the checkpoint's
+            unless given. guidance_scale: 1 is none; below it the picture turns away from its class
+        """
+        config, labels = self.settings(settings), self.labels(repeated(class_labels, num_images_per_prompt))
+        make = lookup("output type", output_type, OUTPUTS)
+        for name in callback_on_step_end_tensor_inputs:
+            if name not in TENSORS:
+                raise unknown("callback tensor", name, TENSORS)
+        noise = self._noise(len(labels), seed, generator)
+        plan = self.plan(config, self.size(height, width, latents))
+        codec = self.codec if output_type == "latent" else self._decoder()
+        for i, step in enumerate(self._walk(labels, config, plan, noise, latents)):
+            if callback_on_step_end is not None:
+                tensors = {"latents": step.x, "x0": step.x0}
+                shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                given = callback_on_step_end(self, i, self._told(plan.times[i]), shown) or {}
+                _go_on_with(given.get("latents", step.x), step)
+        images = make(codec, step.x)
+        return ImagePipelineOutput(images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def _walk(
+        self,
+        labels: list[int],
+        config: SampleConfig,
+        plan: Plan,
+        noise: Noise,
+        latents: Tensor | None = None,
+    ) -> Iterator[Step]:
+        """The steps of a sampler; the sample in each is the sampler's own, which a caller may change in place."""
+        path, shape = self.denoiser.process.path, (len(labels), self.card.model.channels, *plan.space)
+        sigma = max(1.0, path(plan.times[:1]).sigma.item())  # unit noise, as in the originals; more on karras
+        if latents is None:
+            latents = noise(torch.empty(shape, device=self.device))
+        elif latents.shape != shape:
+            raise UserError(f"latents must have the shape {shape}; got {tuple(latents.shape)}")
+        x = latents.to(self.device, torch.float32) * sigma
+        denoise = in_batches(self.denoiser, labels, self.card.model.num_classes, config)
+        yield from plan.sampler(denoise, x, plan.times, path, noise=noise)
+
+    def _noise(self, count: int, seed: int | None = None, generator: Generators | None = None, first: int = 0) -> Noise:
+        """Where the random numbers of a call come from."""
+        if generator is None:
+            if not 0 <= (seed or 0) < 2**63:
+                raise UserError(f"seed must be a whole number from 0 to 2^63 - 1; got {seed}")
+            return Draws(seed or 0, range(first, first + count), "sample").normal
+        if seed is not None:
+            raise UserError("give a generator or a seed, not both")
+        return drawn_by(generator, count, self.device, self.dtype)
+
+    def _decoder(self) -> Codec:
+        """The codec with its weights: a missing autoencoder is better known before the work than after it."""
+        try:
+            return self.codec.ready()
+        except UserError as error:
+            advice = "from_pretrained takes another place as codec=, and output_type 'latent' needs none"
+            raise UserError(f"{error}; {advice}") from None
+
+    def _told(self, t: Tensor) -> Tensor:
+        """The time as the network hears it: a whole number where it counts the steps of a table."""
+        label = self.denoiser.process.label
+        return label(t).round().long() if isinstance(label, Index) else label(t)
+
+
+def _go_on_with(latents: Tensor, step: Step) -> None:
+    """Put latents in the place of a step's own, which is the tensor that its sampler goes on from."""
+    if latents is not step.x:
+        if latents.shape != step.x.shape:
+            raise UserError(
+                f"a callback's latents must keep the shape {tuple(step.x.shape)}; got {tuple(latents.shape)}"
+            )
+        step.x.copy_(latents)
