@@ -19,7 +19,7 @@ FLOORS = [
     "model",
     "train codec data text metrics convert accel adapt distill",
     "pipeline evaluate scaling experiment",
-    "recipes run serve",
+    "recipes run serve prepare train_codec",
     "cli",
     "__main__",
 ]

@@ -1,248 +1,181 @@
-"""A training run: its folder, its going on after a stop, and all that is done between steps.
-
-RUN/config.yaml               the resolved configuration
-RUN/metrics.jsonl             one line per logged step
-RUN/samples/step-*.png        grids from the averaged weights
-RUN/checkpoints/step-*/       card.yaml and model.safetensors (the average: what is sampled); train.* (to go on)
-"""
+"""Training a network: a configuration made into the parts of a run (`train/job.py` works it off)."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
-from .codec.base import Codec, codec_from
-from .config import differences, dump_yaml, read_yaml, to_dict
-from .data.base import Dataset, drop, item
-from .data.sources import SOURCES
+from .codec.base import Codec, codec_from, completed
+from .codec.config import CodecConfig
+from .config import from_dict
+from .data.ahead import ahead
+from .data.base import Dataset, batch_items, drop, mirrored
+from .data.sources import open_dataset
 from .diffusion.objective import Loss, objective_from
 from .diffusion.process import Denoiser, process_from
-from .errors import UserError, lookup
+from .errors import UserError
 from .experiment import TrainConfig
-from .files import whole_file
 from .model.dit import build
-from .model.weights import read_safetensors
 from .nn.branch import run_all
 from .pictures import grid, save_png
-from .pipeline import WEIGHTS, Card, Pipeline, best_device
+from .pipeline import WEIGHTS, Card, Pipeline
 from .rng import Draws
 from .train.ema import EMA
-from .train.fit import Batch, Tick, fit
-from .train.log import Log, say
-from .train.optim import adamw, schedule_from
-from .train.precision import autocast, resolve
+from .train.fit import Batch
+from .train.job import Job, work
+from .train.optim import adamw
+from .train.parallel import World, join
 from .train.runners import checkpointed
-from .train.state import checkpoint_path, checkpoints, forget_all_but, load_state, save_state
-
-MAY_CHANGE = ("steps", "log.", "sample.")  # what a run may be continued with
 
 
 @dataclass
 class Parts:
-    """The objects that a configuration names."""
+    """The objects that a configuration names, and the configuration as they made it."""
 
+    config: TrainConfig
     denoiser: Denoiser
     loss: Loss
     optim: torch.optim.Optimizer
     ema: EMA
     data: Dataset
     codec: Codec
-    device: torch.device
-
-
-def assemble(config: TrainConfig, device: torch.device) -> Parts:
-    """Make every part of a run. UserError where they do not fit each other."""
-    data = lookup("data source", config.data.source, SOURCES)()
-    codec = codec_from(config.codec)
-    classes, channels = len(data.class_names), codec.channels
-    if config.model.num_classes not in (0, classes):
-        raise UserError(
-            f"model.num_classes is {config.model.num_classes}; {config.data.source!r} has {classes} classes"
-        )
-    if config.model.channels != channels:
-        raise UserError(f"model.channels is {config.model.channels}; the codec gives {channels}")
-    codec.encode(data.images[:1])
-    process = process_from(config.process)
-    denoiser = Denoiser(build(config.model, config.seed), process).to(device)
-    ema = EMA(denoiser, config.optim.ema)
-    if config.compile:
-        for block in denoiser.net.blocks:
-            block.compile()
-    loss = objective_from(config.objective, process)
-    parts = Parts(denoiser, loss, adamw(denoiser, config.optim), ema, data, codec, device)
-    sampled_by(config, parts).plan(config.sample)
-    return parts
-
-
-def batches(config: TrainConfig, parts: Parts, place: int) -> Iterator[Batch]:
-    """Batches from a place in the endless sequence of samples; each is a pure function of its places."""
-    images = parts.codec.encode(parts.data.images)
-    labels = torch.from_numpy(parts.data.labels)
-    null, size = config.model.num_classes, config.data.batch_size
-    while True:
-        places = range(place, place + size)
-        index = torch.tensor([item(config.seed, len(images), p) for p in places])
-        label = drop(labels[index], null, config.data.label_drop, config.seed, places)
-        cond = {"label": label.to(parts.device)} if null else {}
-        yield Batch(images[index].to(parts.device), cond, Draws(config.seed, places, "train"))
-        place += size
+    world: World
 
 
 def train(config: TrainConfig, output: Path) -> Path:
     """Run a configuration to its end, or go on with the run that `output` holds. Returns the last checkpoint.
 
-    SIGTERM and Ctrl-C save, say so, and leave by SystemExit.
+    Under torchrun every process calls this. SIGTERM and Ctrl-C save, say so, and leave by SystemExit.
     """
-    device = best_device()
-    parts = assemble(config, device)  # first: what does not fit leaves no trace in the folder
-    with claimed(output):
-        config = settle(config, output, device)
-        done, seconds = resume(parts, output)
-        start = time.perf_counter() - seconds  # as if the run had never stopped
-        if done >= config.steps:
-            say(f"{output} is at step {done} of {config.steps}: nothing to do (ask for more with --steps)")
-            return checkpoint_path(output, done)
-        say(f"{'going on at step ' + str(done) if done else 'training'} on {device} in {config.precision}: {output}")
-        with Log(output, config.log, done, config.steps) as log, stop_asked() as asked:
-            for tick in ticks(config, parts, done):
-                log.write(tick)
-                last = tick.step == config.steps
-                if _due(tick.step, config.log.preview_every) or (last and config.log.preview_every):
-                    preview(config, parts, output, tick.step)  # before the checkpoint: a kill between them repeats it
-                leaves = last or bool(asked)
-                if leaves or _due(tick.step, config.log.checkpoint_every):
-                    save(config, parts, output, {"step": tick.step, "seconds": time.perf_counter() - start})
-                if leaves:
-                    break
-        if asked:
-            say(f"{signal.Signals(asked[0]).name}: saved step {tick.step} of {config.steps}; the same command goes on")
-            raise SystemExit(128 + asked[0])
-        return checkpoint_path(output, config.steps)
+    world = join()
+    try:
+        parts = assemble(config, world)  # first: what does not fit leaves no trace in the folder
+        return work(job_of(parts), output)
+    finally:
+        world.leave()
 
 
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+def agreed_codec(asked: CodecConfig, data: Dataset, source: str) -> CodecConfig:
+    """The codec of a run: the one that prepared the data, or the one asked for. UserError where they differ."""
+    if asked.source and not asked.fingerprint:  # a resolved configuration needs no weights to be there
+        asked = completed(asked)
+    made = CodecConfig("pixels") if data.codec is None else from_dict(CodecConfig, dict(data.codec))
+    if asked.kind == "auto":
+        return made
+    if data.codec is None:
+        return asked
+    if (asked.kind, asked.fingerprint) != (made.kind, made.fingerprint):
+        raise UserError(
+            f"{source!r} was prepared with the codec {named(made)}, the recipe asks for {named(asked)}; "
+            "prepare the pictures with that codec, or leave codec.kind at auto"
+        )
+    if (asked.channels, asked.factor) != (made.channels, made.factor):
+        raise UserError(
+            f"codec.channels and factor are {made.channels} and {made.factor} in {source!r}, {asked.channels} and "
+            f"{asked.factor} in the recipe; --codec.kind auto takes those of the data"
+        )
+    return asked
 
 
-def ticks(config: TrainConfig, parts: Parts, done: int) -> Iterator[Tick]:
-    """The steps of a run after `done` of them."""
-    place = done * config.data.batch_size * config.optim.accumulate
-    return fit(
+def named(codec: CodecConfig) -> str:
+    """A codec for people."""
+    mark = f" ({codec.fingerprint[:12]})" if codec.fingerprint else ""
+    return f"{codec.kind} {codec.source!r}{mark}" if codec.source else codec.kind + mark
+
+
+def assemble(config: TrainConfig, world: World) -> Parts:
+    """Make every part of a run. UserError where they do not fit each other."""
+    data = open_dataset(config.data.source, image_size=config.data.image_size)
+    config = replace(config, codec=agreed_codec(config.codec, data, config.data.source))
+    codec, classes = codec_from(config.codec).to(world.device), len(data.class_names)
+    if config.model.num_classes not in (0, classes):
+        raise UserError(
+            f"model.num_classes is {config.model.num_classes}; {config.data.source!r} has {classes} classes"
+        )
+    if config.model.channels != config.codec.channels:
+        raise UserError(f"model.channels is {config.model.channels}; the codec gives {config.codec.channels}")
+    if config.objective.importance and world.size > 1:
+        raise UserError("objective.importance keeps a history of losses and runs in one process")
+    world.share(range(config.data.batch_size))
+    if data.codec is None:
+        codec.moments(data.read(data.groups[0].items[:1], np.array([False])))
+    if config.log.preview_every:
+        codec.decode(torch.zeros(1, config.codec.channels, 4, 4, device=world.device))  # its weights are there
+    process = process_from(config.process)
+    denoiser = Denoiser(build(config.model, config.seed), process).to(world.device)
+    ema = EMA(denoiser, config.optim.ema)
+    if config.compile:
+        for block in denoiser.net.blocks:
+            block.compile()
+    loss = objective_from(config.objective, process)
+    parts = Parts(config, denoiser, loss, adamw(denoiser, config.optim), ema, data, codec, world)
+    pipe = sampled_by(parts)
+    for group in data.groups:
+        pipe.plan(config.sample, group.size)
+    return parts
+
+
+def job_of(parts: Parts) -> Job:
+    """The run of some parts."""
+    config = parts.config
+
+    def publish(folder: Path, also: Callable[[Path], None]) -> None:
+        sampled_by(parts).save_pretrained(folder, with_codec=False, also=also)
+
+    return Job(
+        config,
         parts.denoiser,
         parts.loss,
-        batches(config, parts, place),
         parts.optim,
-        schedule=schedule_from(config.optim, config.steps),
-        ema=parts.ema,
-        done=done,
-        accumulate=config.optim.accumulate,
-        clip=config.optim.clip,
+        parts.ema,
+        batches=lambda done: ahead(batches(parts, done * config.optim.accumulate), config.data.prefetch),
+        publish=publish,
+        weights=WEIGHTS,
+        preview=lambda output, step: preview(parts, output, step),
+        world=parts.world,
         run=checkpointed if config.checkpoint_activations else run_all,
-        autocast=autocast(config.precision, parts.device),
     )
 
 
-@contextmanager
-def claimed(output: Path) -> Iterator[None]:
-    """Hold the run folder for this process alone."""
-    output.mkdir(parents=True, exist_ok=True)
-    folder = os.open(output, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process trains in {str(output)!r}; wait, or choose another --output") from None
-        yield
-    finally:
-        os.close(folder)
+def batches(parts: Parts, first: int) -> Iterator[Batch]:
+    """Batches from a number in the endless sequence; each is a pure function of its number.
+
+    A process takes its share of the places, so the sequence of samples does not depend on how many there are.
+    """
+    config, data, codec, device = parts.config, parts.data, parts.codec, parts.world.device
+    size = config.data.batch_size
+    for number in count(first):
+        _, items = batch_items(config.seed, data.groups, size, number)
+        places = parts.world.share(range(number * size, (number + 1) * size))
+        items = items[places.start - number * size : places.stop - number * size]
+        raw = data.read(items, mirrored(config.data.flip, config.seed, places))
+        moments = codec.moments(raw) if data.codec is None else torch.from_numpy(raw)
+        x0 = codec.latents(moments.to(device), lambda like, at=places: Draws(config.seed, at, "latent").normal(like))
+        label = torch.from_numpy(data.labels(items))
+        label = drop(label, config.model.num_classes, config.data.label_drop, config.seed, places)
+        cond = {"label": label.to(device)} if config.model.num_classes else {}
+        yield Batch(x0, cond, Draws(config.seed, places, "train"))
 
 
-def settle(config: TrainConfig, output: Path, device: torch.device) -> TrainConfig:
-    """The configuration as it will run, kept in the run folder; checked against the one that is there."""
-    path = output / "config.yaml"
-    if path.exists():
-        there = read_yaml(TrainConfig, path)
-        if config.precision == "auto":
-            config = replace(config, precision=there.precision)
-        changed = differences(to_dict(there), to_dict(config))
-        for key, (old, new) in changed.items():
-            if not key.startswith(MAY_CHANGE):
-                raise UserError(
-                    f"{str(output)!r} holds another run: {key} is {old} there and {new} now; "
-                    "choose another --output, or the settings of that run"
-                )
-        for key, (old, new) in changed.items():
-            say(f"{key}: {old} -> {new}")
-    elif checkpoints(output) or (output / "metrics.jsonl").exists():
-        raise UserError(f"{str(output)!r} holds a run without its config.yaml; choose another --output")
-    config = replace(config, precision=resolve(config.precision, device))
-    with whole_file(path) as half:
-        half.write_text(dump_yaml(config))
-    return config
-
-
-def sampled_by(config: TrainConfig, parts: Parts) -> Pipeline:
+def sampled_by(parts: Parts) -> Pipeline:
     """The averaged weights, and what a checkpoint says of itself."""
-    names, (height, width) = parts.data.class_names, parts.data.images.shape[1:3]
-    card = Card(config.model, config.process, config.codec, config.sample, names, (height, width))
-    return Pipeline(parts.ema.module, card)
+    size = max(parts.data.groups, key=lambda group: len(group.items)).size
+    config = parts.config
+    card = Card(config.model, config.process, config.codec, config.sample, parts.data.class_names, size)
+    return Pipeline(parts.ema.module, card, parts.codec)
 
 
-def save(config: TrainConfig, parts: Parts, output: Path, facts: dict[str, Any]) -> None:
-    """Write a checkpoint whole, then forget the oldest."""
-
-    def training_state(folder: Path) -> None:
-        save_state(folder, parts.denoiser, parts.optim, parts.ema, parts.loss, facts)
-
-    sampled_by(config, parts).save_pretrained(checkpoint_path(output, facts["step"]), also=training_state)
-    forget_all_but(output, config.log.keep)
-
-
-def resume(parts: Parts, output: Path) -> tuple[int, float]:
-    """Bring the parts to the newest checkpoint of a run: how many steps are done, in how many seconds."""
-    if not (found := checkpoints(output)):
-        return 0, 0.0
-    average = read_safetensors(found[-1] / WEIGHTS)
-    facts = load_state(found[-1], parts.denoiser, parts.optim, parts.ema, parts.loss, average)
-    return facts["step"], facts["seconds"]
-
-
-def preview(config: TrainConfig, parts: Parts, output: Path, step: int) -> None:
+def preview(parts: Parts, output: Path, step: int) -> None:
     """A grid of samples from the averaged weights, the same noise every time: a row per class, at most ten."""
-    classes = min(10, config.model.num_classes)
-    labels = [label for label in range(classes) for _ in range(8)] or [None] * 64
-    pictures = sampled_by(config, parts)(labels, seed=config.seed)
+    pipe, classes = sampled_by(parts), min(10, parts.config.model.num_classes)
+    columns = 8 if math.prod(pipe.card.image_size) <= 128 * 128 else 4
+    labels = [label for label in range(classes) for _ in range(columns)] or [None] * columns**2
+    pictures = pipe.draw(labels, seed=parts.config.seed)
     (output / "samples").mkdir(exist_ok=True)
-    save_png(grid(pictures, columns=8), output / "samples" / f"step-{step:08d}.png")
-
-
-@contextmanager
-def stop_asked() -> Iterator[list[int]]:
-    """A list that holds SIGTERM or SIGINT once it came; a second one acts at once, as without us."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only a main thread hears signals
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, frame: object) -> None:
-        asked.append(number)
-        signal.signal(number, old[number])
-
-    for number in old:
-        signal.signal(number, note)
-    try:
-        yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    save_png(grid(pictures, columns=columns), output / "samples" / f"step-{step:08d}.png")

@@ -18,7 +18,7 @@ SHORT = "train digits --steps 1 --model.width 16 --model.heads 2 --data.batch_si
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("trian digits", ["'trian'", "train, sample, info, demo", "did you mean 'train'?"]),
+        ("trian digits", ["'trian'", "train, sample, prepare", "did you mean 'train'?"]),
         ("train", ["recipe", "--help"]),
         ("train digit", ["unknown recipe 'digit'", "known: digits", "did you mean 'digits'?"]),
         ("train digits --optim.lrr 1", ["unknown key 'optim.lrr'", "did you mean 'lr'?"]),
@@ -36,7 +36,7 @@ SHORT = "train digits --steps 1 --model.width 16 --model.heads 2 --data.batch_si
         ("train digits --data.batch_size -8", ["data.batch_size must be at least 1", "-8"]),
         ("train digits --sample.guidance_scale -1", ["guidance_scale must be 0 or more"]),
         (f"{SHORT} --sample.sampler eular", ["unknown sampler 'eular'", "did you mean 'euler'?"]),
-        ("train digits --data.source mnist", ["unknown data source 'mnist'", "known: digits"]),
+        ("train digits --data.source mnist", ["no data set or folder 'mnist'", "known: digits"]),
         (f"{SHORT} --model.patch 3,3", ["8x8", "3x3"]),
         ("train digits --precision fp16", ["precision must be one of auto, fp32, bf16", "'fp16'"]),
         ("train digits --config nowhere.yaml", ["there is no config file", "nowhere.yaml"]),

@@ -45,7 +45,7 @@ def test_macs_are_the_papers_gflops(words, command):
 
 
 def test_every_preset_is_in_the_papers_table():
-    assert {words[0] for words in GFLOPS if len(words) == 1} == PRESETS.keys()
+    assert {words[0] for words in GFLOPS if len(words) == 1} == {name for name in PRESETS if name.startswith("DiT-")}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

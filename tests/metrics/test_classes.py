@@ -13,10 +13,10 @@ def real():
 
 
 def test_the_judge_knows_real_digits_and_only_their_labels(real):
-    judge = train_judge(real.images, real.labels)
+    judge = train_judge(real.images, real.targets)
     assert judge.real_accuracy >= 0.97
-    assert judge.accuracy(real.images, real.labels) >= judge.real_accuracy
-    assert judge.accuracy(real.images, (real.labels + 1) % 10) < 0.02
+    assert judge.accuracy(real.images, real.targets) >= judge.real_accuracy
+    assert judge.accuracy(real.images, (real.targets + 1) % 10) < 0.02
 
 
 def test_spread_is_the_standard_deviation_around_the_mean_of_a_class(real):

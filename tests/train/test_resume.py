@@ -10,6 +10,7 @@ import pytest
 from ditwright import run
 from ditwright.model.weights import read_safetensors
 from ditwright.run import train
+from ditwright.train import job
 from ditwright.train.log import Log
 from ditwright.train.state import checkpoints
 
@@ -74,15 +75,16 @@ def test_a_signal_while_something_is_written_is_heard_and_told_truly(
     """Checkpoints at 3 and 6, previews at every step: whatever step it says was saved is there."""
     config = tiny("--steps 6 --log.preview_every 1")
     train(config, tmp_path / "straight")
-    real, signals = getattr(run, where), [signal.SIGTERM]  # one: a second would act at once
+    home = run if where == "preview" else job
+    real, signals = getattr(home, where), [signal.SIGTERM]  # one: a second would act at once
 
-    def interrupted(config, parts, output, facts):
+    def interrupted(parts, output, facts):
         if signals and (facts if where == "preview" else facts["step"]) >= step:
             signal.raise_signal(signals.pop())
-        real(config, parts, output, facts)
+        real(parts, output, facts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, where, interrupted)
+        patch.setattr(home, where, interrupted)
         with pytest.raises(SystemExit):
             train(config, tmp_path / "stopped")
     saved = int(re.search(r"saved step (\d) of 6", capsys.readouterr().err)[1])
@@ -97,16 +99,16 @@ def test_a_second_ctrl_c_leaves_at_once_and_loses_only_the_steps_since_the_check
 ):
     config = tiny("--steps 6")
     train(config, tmp_path / "straight")
-    real = run.save
+    real = job.save
 
-    def impatient(config, parts, output, facts):
+    def impatient(parts, output, facts):
         if facts["step"] > 3:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
-        real(config, parts, output, facts)
+        real(parts, output, facts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "save", impatient)
+        patch.setattr(job, "save", impatient)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "stopped")
     assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["step-00000003"]

@@ -13,7 +13,10 @@ from ..errors import UserError, did_you_mean
 
 VERBS = {
     "train": "train a network by a recipe, or go on with a run",
-    "sample": "draw pictures from a run or a checkpoint",
+    "sample": "draw pictures from a run, a checkpoint or published weights",
+    "prepare": "encode pictures once, into shards of latents",
+    "train-codec": "train a small autoencoder on pictures",
+    "convert": "weights from and for other projects",
     "info": "parameters, tokens and cost of a network",
     "demo": "train on handwritten digits, judge the samples, save pictures",
 }
@@ -31,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 def usage() -> str:
     """What `ditwright --help` prints."""
-    verbs = "\n".join(f"  {verb:<8} {what}" for verb, what in VERBS.items())
+    verbs = "\n".join(f"  {verb:<11} {what}" for verb, what in VERBS.items())
     return (
         "usage: ditwright VERB ...\n\nTrain, measure and sample diffusion transformers.\n\n"
         f"{verbs}\n\n  ditwright VERB --help says more; ditwright --version says which one this is\n"
@@ -50,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if words[0] not in VERBS:
             raise UserError(f"unknown verb {words[0]!r}; known: {', '.join(VERBS)}{did_you_mean(words[0], VERBS)}")
-        return importlib.import_module(f"{__package__}.{words[0]}").run(words[1:])
+        return importlib.import_module(f"{__package__}.{words[0].replace('-', '_')}").run(words[1:])
     except (UserError, OSError) as error:
         advice = "; what was saved is whole: free some space, then run the same command again"
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

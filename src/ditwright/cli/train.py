@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from ..config import dump_yaml, load_yaml, merge, overrides
@@ -53,5 +54,6 @@ def run(words: list[str]) -> int:
         checkpoint = train(config, output)
     except NonFinite as error:
         raise SystemExit(f"ditwright: stopped: {error}; the last checkpoint in {output} is untouched") from error
-    print(f"checkpoint: {checkpoint}\nto sample: ditwright sample {output}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"checkpoint: {checkpoint}\nto sample: ditwright sample {output}")
     return 0

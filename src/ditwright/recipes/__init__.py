@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..experiment import TrainConfig
+from ..experiment import CodecTrainConfig, TrainConfig
 from .digits import digits
+from .imagenet import imagenet
+from .photos import photos
+from .photos_codec import photos_codec
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {"digits": digits}
+RECIPES: dict[str, Callable[[], TrainConfig]] = {"digits": digits, "imagenet": imagenet, "photos": photos}
+CODEC_RECIPES: dict[str, Callable[[], CodecTrainConfig]] = {"photos": photos_codec}

@@ -59,16 +59,17 @@ def fit(
     clip: float = 1.0,
     run: Runner = run_all,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
+    mean: Callable[[float], float] = float,
 ) -> Iterator[Tick]:
     """Train until `batches` end or the caller stops; yields after every optimizer step.
 
     `schedule(step)` multiplies the learning rate of each group, step 0 first; `done` steps came before (resume).
     Each step takes `accumulate` batches. Gradients are clipped to the norm `clip`. `run` decides how the blocks run
-    (`checkpointed` saves memory). NonFinite before any harm is done.
+    (`checkpointed` saves memory); `mean` takes the mean of a number over processes. NonFinite before any harm is done.
     """
     params = [p for group in optim.param_groups for p in group["params"]]
     base = [group.setdefault("initial_lr", group["lr"]) for group in optim.param_groups]
-    ask = partial(denoiser, run=run)
+    ask, plain = partial(denoiser, run=run), getattr(denoiser, "module", denoiser)  # not as DDP wraps it
     for step in count(done):
         total, samples = 0.0, 0
         for _ in range(accumulate):
@@ -76,19 +77,22 @@ def fit(
                 return
             with autocast():
                 value = loss(ask, batch.x0, batch.cond, batch.draws).mean() / accumulate
-            if not math.isfinite(value.item()):
+            shared = mean(value.item())
+            if not math.isfinite(shared):
+                if math.isfinite(value.item()):
+                    raise NonFinite(f"the loss of step {step + 1} is {shared} on another process")
                 if not batch.x0.isfinite().all():
                     raise NonFinite(f"the data of step {step + 1} is not finite")
                 with autocast():
-                    where = first_nonfinite(denoiser, lambda b=batch: loss(denoiser, b.x0, b.cond, b.draws.again()))
+                    where = first_nonfinite(plain, lambda b=batch: loss(plain, b.x0, b.cond, b.draws.again()))
                 raise NonFinite(
                     f"the loss of step {step + 1} is {value.item()}; first module with a non-finite output: {where}"
                 )
             value.backward()
-            total, samples = total + value.item(), samples + len(batch.x0)
+            total, samples = total + shared, samples + len(batch.x0)
         norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
         if not norm.isfinite():
-            grads = ((name, p.grad) for name, p in denoiser.named_parameters() if p.grad is not None)
+            grads = ((name, p.grad) for name, p in plain.named_parameters() if p.grad is not None)
             where = next(
                 (repr(name) for name, grad in grads if not grad.isfinite().all()), "none; their norm overflows"
             )
