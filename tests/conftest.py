@@ -23,6 +23,7 @@ TINY = """
     --sample.sampler heun --sample.num_inference_steps 2
 """
 CLOCK = {"seconds": None}
+SPEED = ("samples_per_second", "tflops", "share_of_peak")
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +61,7 @@ def outcome(contents: Callable[[Path], dict[str, bytes]]) -> Callable[[Path], di
         newest = max((run / "checkpoints").glob("step-*"))
         checkpoint: dict[str, Any] = contents(newest)
         return {
-            "metrics": [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines],
+            "metrics": [{key: value for key, value in line.items() if key not in SPEED} for line in lines],
             "checkpoint": {
                 "name": newest.name,
                 **checkpoint,

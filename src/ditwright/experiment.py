@@ -25,6 +25,8 @@ class DataConfig:
     label_drop: float = 0.1  # share of labels replaced by the null class, for guidance
     flip: float = 0.0  # share of pictures mirrored left to right
     prefetch: int = 2  # batches made ahead, in a thread
+    validation: str = ""  # held-out data, a source like the other, for a loss without the noise of drawing
+    validation_size: int = 512  # samples of it
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

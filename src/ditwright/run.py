@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +16,11 @@ from .codec.base import Codec, codec_from, completed
 from .codec.config import CodecConfig
 from .config import from_dict
 from .data.ahead import ahead
-from .data.base import Dataset, batch_items, drop, mirrored
+from .data.base import Dataset, Group, batch_items, drop, mirrored
 from .data.sources import open_dataset
-from .diffusion.objective import Loss, objective_from
+from .diffusion.objective import Loss, SecondMoment, objective_from
 from .diffusion.process import Denoiser, process_from
+from .diffusion.validation import binned_loss
 from .errors import UserError
 from .experiment import TrainConfig
 from .model.dit import build
@@ -26,11 +28,13 @@ from .nn.branch import run_all
 from .pictures import grid, save_png
 from .pipeline import WEIGHTS, Card, Pipeline
 from .rng import Draws
+from .train.cost import training_flops
 from .train.ema import EMA
 from .train.fit import Batch
 from .train.job import Job, work
 from .train.optim import adamw
 from .train.parallel import World, join
+from .train.precision import autocast
 from .train.runners import checkpointed
 
 
@@ -46,14 +50,16 @@ class Parts:
     data: Dataset
     codec: Codec
     world: World
+    held_out: Dataset | None = None
 
 
-def train(config: TrainConfig, output: Path) -> Path:
+def train(config: TrainConfig, output: Path, world: World | None = None) -> Path:
     """Run a configuration to its end, or go on with the run that `output` holds. Returns the last checkpoint.
 
-    Under torchrun every process calls this. SIGTERM and Ctrl-C save, say so, and leave by SystemExit.
+    Under torchrun every process calls this and they train together, unless `world` says otherwise. SIGTERM and Ctrl-C
+    save, say so, and leave by SystemExit.
     """
-    world = join()
+    world = world or join()
     try:
         parts = assemble(config, world)  # first: what does not fit leaves no trace in the folder
         return work(job_of(parts), output)
@@ -118,6 +124,12 @@ def assemble(config: TrainConfig, world: World) -> Parts:
     pipe = sampled_by(parts)
     for group in data.groups:
         pipe.plan(config.sample, group.size)
+    if config.data.validation:
+        parts.held_out = open_dataset(config.data.validation, image_size=config.data.image_size)
+        if agreed_codec(config.codec, parts.held_out, config.data.validation) != config.codec:
+            raise UserError("data.validation and data.source were prepared by different codecs")
+        if parts.held_out.class_names != data.class_names:
+            raise UserError("data.validation and data.source have different classes")
     return parts
 
 
@@ -140,7 +152,19 @@ def job_of(parts: Parts) -> Job:
         preview=lambda output, step: preview(parts, output, step),
         world=parts.world,
         run=checkpointed if config.checkpoint_activations else run_all,
+        evaluate=(lambda: validate(parts)) if parts.held_out is not None else None,
+        flops=training_flops(config.model, latent_size(parts), 1),
     )
+
+
+def latent_size(parts: Parts) -> tuple[int, ...]:
+    """Height and width of the latents, of the largest group of sizes."""
+    return tuple(side // parts.config.codec.factor for side in largest(parts.data).size)
+
+
+def largest(data: Dataset) -> Group:
+    """The group of sizes that has the most items."""
+    return max(data.groups, key=lambda group: len(group.items))
 
 
 def batches(parts: Parts, first: int) -> Iterator[Batch]:
@@ -148,25 +172,44 @@ def batches(parts: Parts, first: int) -> Iterator[Batch]:
 
     A process takes its share of the places, so the sequence of samples does not depend on how many there are.
     """
-    config, data, codec, device = parts.config, parts.data, parts.codec, parts.world.device
-    size = config.data.batch_size
+    config, size = parts.config.data, parts.config.data.batch_size
     for number in count(first):
-        _, items = batch_items(config.seed, data.groups, size, number)
+        _, items = batch_items(parts.config.seed, parts.data.groups, size, number)
         places = parts.world.share(range(number * size, (number + 1) * size))
         items = items[places.start - number * size : places.stop - number * size]
-        raw = data.read(items, mirrored(config.data.flip, config.seed, places))
-        moments = codec.moments(raw) if data.codec is None else torch.from_numpy(raw)
-        x0 = codec.latents(moments.to(device), lambda like, at=places: Draws(config.seed, at, "latent").normal(like))
-        label = torch.from_numpy(data.labels(items))
-        label = drop(label, config.model.num_classes, config.data.label_drop, config.seed, places)
-        cond = {"label": label.to(device)} if config.model.num_classes else {}
-        yield Batch(x0, cond, Draws(config.seed, places, "train"))
+        yield batch_of(parts, parts.data, items, places, flip=config.flip, label_drop=config.label_drop)
+
+
+def batch_of(parts: Parts, data: Dataset, items: np.ndarray, places: range, *, flip: float, label_drop: float) -> Batch:
+    """Items as the network sees them at places of the sequence, from which all randomness follows."""
+    codec, seed, device, null = parts.codec, parts.config.seed, parts.world.device, parts.config.model.num_classes
+    raw = data.read(items, mirrored(flip, seed, places))
+    moments = codec.moments(raw) if data.codec is None else torch.from_numpy(raw)
+    x0 = codec.latents(moments.to(device), lambda like: Draws(seed, places, "latent").normal(like))
+    label = drop(torch.from_numpy(data.labels(items)), null, label_drop, seed, places)
+    return Batch(x0, {"label": label.to(device)} if null else {}, Draws(seed, places, "train"))
+
+
+def validate(parts: Parts) -> dict[str, Any]:
+    """The average's loss on held-out data, whole and by bins of times, with the same noise every time."""
+    config, data, world = parts.config, parts.held_out, parts.world
+    assert data is not None, "there is held-out data"
+    objective = parts.loss.objective if isinstance(parts.loss, SecondMoment) else parts.loss
+    items = largest(data).items[: config.data.validation_size]
+    found = []
+    for start in range(0, len(items), config.data.batch_size):
+        places = range(start, min(start + config.data.batch_size, len(items)))
+        batch = batch_of(parts, data, items[start : places.stop], places, flip=0.0, label_drop=0.0)
+        draws = Draws(config.seed, places, "validation")
+        with autocast(config.precision, world.device)():
+            found.append(binned_loss(objective, parts.ema.module, batch.x0, batch.cond, draws))
+    bins = torch.cat(found).mean(0).cpu()
+    return {"val_loss": bins.mean().item(), "val_loss_bins": bins.tolist()}
 
 
 def sampled_by(parts: Parts) -> Pipeline:
     """The averaged weights, and what a checkpoint says of itself."""
-    size = max(parts.data.groups, key=lambda group: len(group.items)).size
-    config = parts.config
+    config, size = parts.config, largest(parts.data).size
     card = Card(config.model, config.process, config.codec, config.sample, parts.data.class_names, size)
     return Pipeline(parts.ema.module, card, parts.codec)
 

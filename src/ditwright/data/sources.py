@@ -23,6 +23,8 @@ from .webdataset import is_pattern, open_tars, shards_of
 
 SOURCES: dict[str, Callable[..., Dataset]] = {  # by image_size, None for the data set's own
     "digits": lambda size=None: digits(),
+    "digits-train": lambda size=None: digits("train"),
+    "digits-held-out": lambda size=None: digits("held out"),
     "photos": lambda size=None: photos(size or 64),
     "photos-held-out": lambda size=None: held_out(size or 64),
 }

@@ -32,7 +32,7 @@ def digits() -> TrainConfig:
         process=ProcessConfig(path="linear", target="velocity"),
         objective=ObjectiveConfig(times="logit-normal"),
         codec=CodecConfig(kind="pixels", channels=1),
-        data=DataConfig(source="digits", batch_size=128, label_drop=0.05),
+        data=DataConfig(source="digits", batch_size=128, label_drop=0.05, prefetch=0),
         optim=OptimConfig(lr=3e-3, betas=(0.9, 0.99), schedule="cosine", warmup=50, ema=0.99),
         sample=SampleConfig(sampler="heun", num_inference_steps=25, batch_size=256),
         log=LogConfig(every=10, preview_every=400, checkpoint_every=400),

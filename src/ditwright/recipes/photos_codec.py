@@ -13,10 +13,10 @@ def photos_codec() -> CodecTrainConfig:
     Command: `ditwright train-codec photos`.
     """
     return CodecTrainConfig(
-        steps=500,
-        model=AutoencoderConfig(channels=4, widths=(32, 64, 64)),
-        loss=ReconstructionConfig(kl=1e-6),
-        data=CropsConfig(source="photos", held_out="photos-held-out", image_size=96, crop=64, batch_size=32),
-        optim=OptimConfig(lr=2e-3, betas=(0.9, 0.99), schedule="cosine", warmup=20, ema=0.99),
-        log=LogConfig(every=10, preview_every=250, checkpoint_every=250),
+        steps=2400,
+        model=AutoencoderConfig(channels=4, widths=(16, 32, 64), layers=1, groups=1, attention=False),
+        loss=ReconstructionConfig(l1=1.0, mse=1.0, kl=1e-6),
+        data=CropsConfig(source="photos", held_out="photos-held-out", image_size=64, crop=32, batch_size=16),
+        optim=OptimConfig(lr=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup=20, ema=0.99),
+        log=LogConfig(every=20, preview_every=800, checkpoint_every=400),
     )

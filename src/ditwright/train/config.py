@@ -39,11 +39,12 @@ class LogConfig:
     every: int = 10  # steps between lines of metrics.jsonl
     preview_every: int = 500  # steps between sample grids
     checkpoint_every: int = 500
+    evaluate_every: int = 500  # steps between measurements on data.validation, where it is given
     keep: int = 2  # checkpoints
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.every, self.keep) < 1 or min(self.preview_every, self.checkpoint_every) < 0:
+        if min(self.every, self.keep) < 1 or min(self.preview_every, self.checkpoint_every, self.evaluate_every) < 0:
             raise UserError(
-                "log.every and log.keep must be at least 1; log.preview_every, log.checkpoint_every 0 or more"
+                "log.every and log.keep must be at least 1; the other intervals 0 or more"
             )

@@ -33,7 +33,7 @@ from .fit import Batch, Tick, fit
 from .log import Log
 from .optim import schedule_from
 from .parallel import World
-from .precision import autocast, resolve
+from .precision import autocast, peak_flops, resolve
 from .state import checkpoint_path, checkpoints, forget_all_but, load_state, save_state
 
 # What a run may be continued with; a codec that was moved has the same fingerprint.
@@ -65,6 +65,8 @@ class Job:
     preview: Callable[[Path, int], None]  # pictures of a step into the run folder
     world: World
     run: Runner = run_all
+    evaluate: Callable[[], dict[str, Any]] | None = None  # numbers of the average, every `log.evaluate_every` steps
+    flops: float = 0  # of a training sample
 
 
 def work(job: Job, output: Path) -> Path:
@@ -81,12 +83,17 @@ def work(job: Job, output: Path) -> Path:
             world.say(f"{output} is at step {done} of {config.steps}: nothing to do (ask for more with --steps)")
             return checkpoint_path(output, done)
         world.say(f"{f'going on at step {done}' if done else 'training'} on {world} in {config.precision}: {output}")
-        log = Log(output, config.log, done, config.steps) if world.main else nullcontext()
+        log: Log | nullcontext = nullcontext()
+        if world.main:
+            peak = world.size * peak_flops(config.precision, world.device) if job.flops else 0
+            log = Log(output, config.log, done, config.steps, flops=job.flops, peak=peak)
         with log, stop_asked() as asked:
             for tick in ticks(job, done):
+                last = tick.step == config.steps
                 if isinstance(log, Log):
                     log.write(replace(tick, samples=tick.samples * world.size))
-                last = tick.step == config.steps
+                    if job.evaluate and (last or _due(tick.step, config.log.evaluate_every)):
+                        log.evaluated(tick.step, job.evaluate())
                 if world.main and (_due(tick.step, config.log.preview_every) or (last and config.log.preview_every)):
                     job.preview(output, tick.step)  # before the checkpoint: a kill between them repeats it
                 leaves = world.any(last or bool(asked))

@@ -24,8 +24,9 @@ def say(line: str) -> None:
 class Log:
     """The notes of one run that has `done` of `total` steps behind it."""
 
-    def __init__(self, run: Path, config: LogConfig, done: int, total: int):
-        self.config, self.total = config, total
+    def __init__(self, run: Path, config: LogConfig, done: int, total: int, *, flops: float = 0, peak: float = 0):
+        """`flops`: of a training sample, on each device; `peak`: FLOP/s of one device. 0 where not known."""
+        self.config, self.total, self.flops, self.peak = config, total, flops, peak
         keep_until(run / "metrics.jsonl", done)
         self.file = open(run / "metrics.jsonl", "a")  # noqa: SIM115 (closed by __exit__)
         self.started, self.samples = time.perf_counter(), 0
@@ -45,13 +46,24 @@ class Log:
         if tick.step % self.config.every and tick.step != self.total:
             return
         self.bar.set_postfix_str(f"loss {tick.loss:.4f}, {rate:.0f} samples/s")
+        speed = {"samples_per_second": round(rate, 2)}
+        if self.flops:
+            speed["tflops"] = float(f"{rate * self.flops / 1e12:.4g}")
+            speed["share_of_peak"] = round(rate * self.flops / self.peak, 4)
         numbers = {"loss": tick.loss, "grad_norm": tick.grad_norm, "lr": tick.lr}
-        line = {"step": tick.step, **numbers, "samples": tick.step * tick.samples, "samples_per_second": round(rate, 2)}
-        self.file.write(json.dumps(line) + "\n")
+        self._note(tick.step, numbers, {"samples": tick.step * tick.samples, **speed})
+
+    def evaluated(self, step: int, numbers: dict[str, Any]) -> None:
+        """Note what an evaluation found, on a line of its own."""
+        self._note(step, numbers)
+
+    def _note(self, step: int, numbers: dict[str, Any], more: dict[str, Any] | None = None) -> None:
+        self.file.write(json.dumps({"step": step, **numbers, **(more or {})}) + "\n")
         self.file.flush()
         if self.board is not None:
             for name, value in numbers.items():
-                self.board.add_scalar(name, value, tick.step)
+                for i, one in enumerate(value if isinstance(value, list) else [value]):
+                    self.board.add_scalar(f"{name}/{i}" if isinstance(value, list) else name, one, step)
 
     def __enter__(self) -> Log:
         return self

@@ -39,3 +39,19 @@ def product_seconds(*dtypes: torch.dtype, size: int = 768, rounds: int = 8) -> l
 def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
     """A maker of contexts for the forward pass: matrix products in bf16, the rest as it is."""
     return partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
+
+
+def peak_flops(precision: str, device: torch.device) -> float:
+    """The FLOP/s that a device reaches in large matrix products of a precision, measured on random numbers."""
+    size = 8192 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    draws = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, dtype=torch.float32, device=device, generator=draws).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        c = a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size * size * c.shape[1] / best
