@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ditwright.cli.main import VERBS
+from ditwright.cli.main import VERBS, main
 from ditwright.config import merge, overrides
 from ditwright.recipes import RECIPES
 
@@ -39,8 +39,8 @@ def test_links_lead_to_files(document):
     assert [link for link in links if not (folder / link).exists()] == []
 
 
-@pytest.mark.parametrize("line", re.findall(r"^ditwright (.+?)(?:\s+#.*)?$", README, re.M))
-def test_readme_commands_are_understood(line):
+@pytest.mark.parametrize("line", re.findall(r"^(?:torchrun .* -m )?ditwright (.+?)(?:\s+#.*)?$", README, re.M))
+def test_readme_commands_are_understood(line, capsys):
     verb, *words = shlex.split(line.partition(" > ")[0])
     assert verb in VERBS
     if verb == "train":
@@ -49,6 +49,11 @@ def test_readme_commands_are_understood(line):
         given = overrides(rest)
         given.pop("output", None)
         merge(config, given)
+    options = [word for word in words if word.startswith("--") and "." not in word]
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    said = capsys.readouterr().out
+    assert [option for option in options if option not in said] == []
 
 
 def test_readme_python_imports_what_exists():
