@@ -189,3 +189,18 @@ def test_a_file_of_no_known_family_lists_them(tmp_path):
     save_file({"unet.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=r"no known family.*dit, sit, lightningdit, diffusers.*unet\.weight"):
         Pipeline.from_pretrained(tmp_path / "x.safetensors")
+
+
+def test_a_tiny_autoencoder_in_its_place_sees_latents_as_the_network_does(vae, tmp_path):
+    """It was trained on scaled latents: another scale on top would be one too many."""
+    latent_pipeline(vae).save_pretrained(tmp_path / "saved")
+    torch.manual_seed(0)
+    sizes = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    diffusers.AutoencoderTiny(latent_channels=4, **sizes, **blocks).save_pretrained(tmp_path / "tiny")
+    pipe = Pipeline.from_pretrained(tmp_path / "saved", codec=str(tmp_path / "tiny"))
+    latents = pipe([0], seed=3, output_type="latent").images
+    stock = diffusers.AutoencoderTiny.from_pretrained(tmp_path / "tiny")
+    with torch.no_grad():
+        decoded = (stock.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+    np.testing.assert_allclose(pipe([0], seed=3, output_type="pt").images, decoded, rtol=0, atol=1e-6)
