@@ -230,6 +230,7 @@ def finish(config: CodecTrainConfig, parts: Parts, output: Path) -> Report:
     report = Report(folder, float(scores.mean()), len(items), latents)
     facts = {
         "psnr": round(report.psnr, 3),
+        "psnr_of_bicubic_resizing": round(resized_psnr(held, items, config.model.factor), 3),
         "psnr_of_each_class": by_class(held.data, items, scores),
         "pictures": len(items),
         "held_out": config.data.held_out or f"every {EVERY}th picture",
@@ -249,6 +250,16 @@ def finish(config: CodecTrainConfig, parts: Parts, output: Path) -> Report:
 def remade(codec: Codec, images: np.ndarray) -> np.ndarray:
     """Pictures through a codec and back, by the means of their latents: (B, H, W, C) uint8."""
     return codec.decode(codec.encode(images))
+
+
+def resized_psnr(held: Held, items: np.ndarray, factor: int) -> float:
+    """What no learning does: pictures made smaller by the factor and larger again, bicubically. The mean, in dB."""
+    bicubic = Image.Resampling.BICUBIC
+    found = []
+    for image in held.read(items):
+        small = Image.fromarray(image.squeeze()).resize((image.shape[1] // factor, image.shape[0] // factor), bicubic)
+        found.append(np.asarray(small.resize(image.shape[1::-1], bicubic)).reshape(image.shape))
+    return float(psnr(held.read(items), np.stack(found)).mean())
 
 
 def by_class(data: Dataset, items: np.ndarray, scores: np.ndarray) -> dict[str, float]:
