@@ -18,8 +18,9 @@ FLOORS = [
     "nn diffusion",
     "model",
     "train codec data text metrics convert accel adapt distill",
-    "pipeline evaluate scaling experiment",
+    "pipeline evaluate experiment",
     "recipes run serve prepare train_codec",
+    "scaling",  # runs recipes
     "cli",
     "__main__",
 ]

@@ -14,8 +14,10 @@ from ..errors import UserError, did_you_mean
 VERBS = {
     "train": "train a network by a recipe, or go on with a run",
     "sample": "draw pictures from a run, a checkpoint or published weights",
+    "eval": "measure samples against a reference",
     "prepare": "encode pictures once, into shards of latents",
     "train-codec": "train a small autoencoder on pictures",
+    "scale": "plan, run and fit a ladder of models",
     "convert": "weights from and for other projects",
     "info": "parameters, tokens and cost of a network",
     "demo": "train on handwritten digits, judge the samples, save pictures",

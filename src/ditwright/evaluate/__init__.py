@@ -1,0 +1,25 @@
+"""Samples against a reference: pictures -> features -> statistics -> numbers that carry what they depend on."""
+
+from .compare import evaluate, plan
+from .measures import METRICS
+from .pictures import Images, images_from, labelled
+from .presets import PRESETS
+from .reference import make_reference, reference_from
+from .scores import Score, Scores
+from .side import Reading, Side
+
+__all__ = [
+    "METRICS",
+    "PRESETS",
+    "Images",
+    "Reading",
+    "Score",
+    "Scores",
+    "Side",
+    "evaluate",
+    "images_from",
+    "labelled",
+    "make_reference",
+    "plan",
+    "reference_from",
+]
