@@ -111,5 +111,6 @@ def check(folder: Path) -> int:
             f"{', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; delete them and run the same `ditwright prepare` "
             "again: only they are made anew"
         )
-    print(f"{len(Shards(folder)):,} pictures in {total:,} shard{'s' if total > 1 else ''}: every byte is as it was written")
+    shards = f"{total:,} shard{'s' if total > 1 else ''}"
+    print(f"{len(Shards(folder)):,} pictures in {shards}: every byte is as it was written")
     return 0

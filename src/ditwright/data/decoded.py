@@ -58,8 +58,8 @@ class Decoded:
         if size != (first := self.groups[0].size):
             raise UserError(
                 f"pictures are of several sizes: {self._first.name!r} is {first[0]} x {first[1]}, {record.name!r} is "
-                f"{size[0]} x {size[1]}; crop them (data.image_size N, in eval --size N), or sort them by `ditwright prepare "
-                "--buckets`"
+                f"{size[0]} x {size[1]}; crop them (data.image_size N, in eval --size N), or sort them by "
+                "`ditwright prepare --buckets`"
             )
 
 

@@ -18,12 +18,25 @@ from ..model.dit import DiT
 from ..model.flops import macs, tokens
 from ..run import agreed_codec, largest
 from ..train.cost import BACKWARD, memory, training_flops
-from .study import Study
+from .law import FEWEST
+from .study import CONDITIONING, HELD_OUT, LADDER, Study, named
 from .tables import Table, brief, duration
 
 EVALUATIONS = {"heun": 2}  # of the network for each step of a sampler; one for the others
+PLANNED = (
+    "run",
+    "role",
+    "parameters",
+    "Gflops",
+    "tokens",
+    "steps",
+    "training FLOPs",
+    "memory (GB)",
+    "time",
+    "so far",
+    "",
+)
 BINS = 10  # times at which a sample of the validation is looked at
-LADDER, CONDITIONING, HELD_OUT = "ladder", "conditioning", "held out"
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,8 @@ def runs_of(study: Study, space: tuple[int, ...] | None = None) -> tuple[Run, ..
     found: dict[str, Run] = {}
     for run in _all(study, base, space):
         found.setdefault(run.name, run)  # two lengths may come to the same steps
+    if study.held_out and len({run.macs for run in found.values() if run.role == LADDER}) < FEWEST:
+        raise UserError(f"a prediction needs a ladder of at least {FEWEST} networks of different cost; add some widths")
     order = {seed: place for place, seed in enumerate(study.seeds)}
     late = len(order)
     return tuple(
@@ -128,7 +143,7 @@ def _lengths(
     study: Study, config: TrainConfig, space: tuple[int, ...], role: str, kind: str, seed: int, suffix: str = ""
 ) -> Iterator[Run]:
     model = config.model
-    name = f"w{model.width}-p{model.patch[0]}" + (f"-{suffix}" if suffix else "")
+    name = named(model.width, model.patch[0], suffix)
     cost, parameters = sum(macs(model, space).values()), parameters_of(model)
     sample = samples_per_step(config)
     steps = [
@@ -136,7 +151,9 @@ def _lengths(
         *(count / (sample * tokens(model, space)) for count in study.tokens),
         *(count / training_flops(model, space, sample) for count in study.flops),
     ]
-    for number in (max(1, round(s)) for s in (steps if role == LADDER else steps[-1:])):
+    if role != LADDER:  # beside the longest of the ladder's runs
+        steps = [max(study.steps)] if study.steps else steps[-1:]
+    for number in (max(1, round(count)) for count in steps):
         made = replace(config, steps=number, seed=seed)
         yield Run(f"{name}-{number}-s{seed}", name, role, kind, made, space, parameters, cost)
 
@@ -173,7 +190,7 @@ def check_memory(runs: Iterable[Run], available: int) -> None:
         )
 
 
-def work(run: Run, samples: int) -> float:
+def effort(run: Run, samples: int) -> float:
     """All that a run does, in samples trained: its training, its validations, and `samples` drawn in the end."""
     config = run.config
     every = config.log.evaluate_every
@@ -185,7 +202,7 @@ def work(run: Run, samples: int) -> float:
 
 def seconds(runs: Sequence[Run], study: Study, rates: Mapping[str, float]) -> list[float]:
     """Of each run; `rates`: samples trained a second, by network; NaN where it is not known."""
-    return [work(run, study.samples) / rates.get(run.network, math.nan) for run in runs]
+    return [effort(run, study.samples) / rates.get(run.network, math.nan) for run in runs]
 
 
 def rates_at(runs: Iterable[Run], flops: float) -> dict[str, float]:
@@ -218,5 +235,4 @@ def plan_table(
                 state,
             )
         )
-    header = "run,role,parameters,Gflops,tokens,steps,training FLOPs,memory (GB),time,in all,".split(",")
-    return Table(header, rows)
+    return Table(PLANNED, rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..model.config import CONDITIONINGS
 from ..recipes import RECIPES
 
 STUDY = "study.yaml"
+LADDER, CONDITIONING, HELD_OUT = "ladder", "conditioning", "held out"  # what a run is there for
 # What a study may be continued with: more runs of the same kind. Anything else would compare what is not alike.
 MAY_GROW = ("widths", "patches", "steps", "tokens", "flops", "seeds", "held_out", "conditioning")
 
@@ -125,6 +126,9 @@ def digits() -> Study:
         held_out=HeldOut(width=192, patch=1),
         conditioning=Conditioning(width=96, patch=2),
         head_width=16,
+        lr=8e-3,
+        lr_width=64,
+        lr_power=1.0,
         options=(
             "data.source=digits-train",
             "data.validation=digits-held-out",
@@ -142,6 +146,11 @@ def digits() -> Study:
 
 
 STUDIES = {"digits": digits}
+
+
+def named(width: int, patch: int, conditioning: str = "") -> str:
+    """What a network of a study is called; its way of conditioning is told where it is not the recipe's."""
+    return f"w{width}-p{patch}" + (f"-{conditioning}" if conditioning else "")
 
 
 def find_study(name: str) -> tuple[Study, str]:
@@ -182,15 +191,15 @@ def _flat(tree: dict[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
             yield f"{where}{key}", value
 
 
-def settle(study: Study, folder: Path, precision: str) -> Study:
+def settle(study: Study, folder: Path, precision: Callable[[], str]) -> Study:
     """The study as it will run, kept in its folder. UserError where that holds another one.
 
-    `precision` is what "auto" means on this machine, where the folder does not say yet.
+    `precision()` is what "auto" means on this machine, asked where the folder does not say yet.
     """
     path = folder / STUDY
     there = read_yaml(Study, path) if path.exists() else None
     if study.precision == "auto":
-        study = replace(study, precision=there.precision if there else precision)
+        study = replace(study, precision=there.precision if there else precision())
     if there:
         for key, (old, new) in differences(_fixed(there), _fixed(study)).items():
             raise UserError(
@@ -204,4 +213,6 @@ def settle(study: Study, folder: Path, precision: str) -> Study:
 def _fixed(study: Study) -> dict[str, Any]:
     """What must stay as it is: all but the list of runs, and what they write as they go."""
     plain = {key: value for key, value in to_dict(study).items() if key not in MAY_GROW}
-    return plain | {"options": [option for option in study.options if not option.startswith(("log.", "data.prefetch="))]}
+    return plain | {
+        "options": [option for option in study.options if not option.startswith(("log.", "data.prefetch="))]
+    }

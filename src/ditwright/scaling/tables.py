@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -33,12 +34,16 @@ class Table:
 
 
 def brief(value: float | None, digits: int = 3) -> str:
-    """A number of so many digits as people write it: 1,234 or 0.0123 or 1.2e+15; a dash where there is none."""
+    """A number of so many digits as people write it: 1,234 or 0.0120 or 1.2e+15; a dash where there is none."""
     if value is None:
         return "-"
-    if value == 0 or 1e-4 <= abs(value) < 1e6:
-        text = f"{float(f'{value:.{digits}g}'):,.10f}".rstrip("0").rstrip(".")
-        return text if abs(value) < 10**digits else f"{value:,.0f}"
+    if value == 0:
+        return "0"
+    if 10**digits <= abs(value) < 1e6:
+        return f"{value:,.0f}"
+    if 1e-5 <= abs(value) < 1e6:
+        places = max(0, digits - 1 - math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}")))))
+        return f"{value:.{places}f}"
     return f"{value:.{digits - 1}e}"
 
 

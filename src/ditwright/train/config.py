@@ -45,6 +45,4 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         if min(self.every, self.keep) < 1 or min(self.preview_every, self.checkpoint_every, self.evaluate_every) < 0:
-            raise UserError(
-                "log.every and log.keep must be at least 1; the other intervals 0 or more"
-            )
+            raise UserError("log.every and log.keep must be at least 1; the other intervals 0 or more")
