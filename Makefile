@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/ditwright demo --output runs/digits
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: setup
 	$(BIN)/ruff format --check .

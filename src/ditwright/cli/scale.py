@@ -119,9 +119,9 @@ def work(study: Study, folder: Path, args: argparse.Namespace) -> None:
 
     run_study(study, folder, best_device())
     if os.environ.get("RANK", "0") == "0":
-        print(
-            f"study: {folder}\nto fit the law: ditwright scale fit {folder}\nto see it: ditwright scale report {folder}"
-        )
+        print(f"study: {folder}")
+        print(f"to fit the law: ditwright scale fit {folder}")
+        print(f"to see it: ditwright scale report {folder}")
 
 
 def fit(study: Study, folder: Path, args: argparse.Namespace) -> None:
