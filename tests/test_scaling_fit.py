@@ -131,6 +131,8 @@ def test_the_frontier_is_the_least_of_all_curves(finished):
         there = [value for n in found if (value := loss_at([n], compute)) is not None]
         assert loss <= min(there) * (1 + 1e-9)
     assert (np.diff(x) > 0).all()
+    assert (np.diff(y) <= 0).all()
+    assert y[-1] == pytest.approx(min(n.mean("loss") for n in found))
 
 
 def test_conditionings_and_over_fitting_are_told(finished, tmp_path):

@@ -18,7 +18,7 @@ SHORT = "train digits --steps 1 --model.width 16 --model.heads 2 --data.batch_si
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("trian digits", ["'trian'", "train, sample, prepare", "did you mean 'train'?"]),
+        ("trian digits", ["'trian'", "train, sample", "did you mean 'train'?"]),
         ("train", ["recipe", "--help"]),
         ("train digit", ["unknown recipe 'digit'", "known: digits", "did you mean 'digits'?"]),
         ("train digits --optim.lrr 1", ["unknown key 'optim.lrr'", "did you mean 'lr'?"]),

@@ -77,7 +77,7 @@ def logarithmic(axes: Any, *, plain: bool = True) -> None:
         if axis is axes.xaxis and not plain:
             continue
         wide = limits[1] / limits[0]
-        fine = next((step for factor, step in ((1.3, 0.1), (2.2, 0.2), (4, 0.5)) if wide < factor), 0)
+        fine = next((step for factor, step in ((1.35, 0.1), (1.6, 0.2), (4, 0.5)) if wide < factor), 0)
         marks = np.arange(1, 10, fine).round(1).tolist() if fine else (1, 2, 5) if wide < 300 else (1,)
         axis.set_major_locator(ticker.LogLocator(subs=marks, numticks=60))
         axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}" if value >= 1e-4 else f"{value:f}"))
@@ -116,7 +116,7 @@ def quality(findings: Findings) -> Any:
                 one.plot([n.gflops for n in part], [n.mean(metric) for n in part], color=shade, linewidth=1)
             if part:
                 mark(
-                    one, part[0].gflops, part[0].mean(metric), f"patch {patch}", shade, (-8, -3), bold=True, ha="right"
+                    one, part[0].gflops, part[0].mean(metric), f"patch {patch}", shade, (0, 17), bold=True, ha="center"
                 )
         held_out(one, findings, metric, colour)
         if whole := findings.law(metric, "gflops"):
@@ -228,7 +228,7 @@ def curves(findings: Findings) -> Any:
     if fitted := findings.law("loss", "frontier"):
         lawline(axes, fitted, INK, dashed=True)
         law = fitted.law
-        corner(axes, f"dashed: least loss for a compute $C$, {brief(law.c)} + {power(law.a, law.b, 'C')}")
+        corner(axes, f"dashed: least loss for a compute up to $C$, {brief(law.c)} + {power(law.a, law.b, 'C')}")
     logarithmic(axes, plain=False)
     named(
         axes, "Held-out loss as training goes on", "training compute, floating-point operations", unit(findings, "loss")
@@ -242,8 +242,9 @@ def power(a: float, b: float, name: str) -> str:
         return "0"
     exponent = math.log10(a) / b
     if abs(exponent) > 3:
-        base = 10 ** (exponent % 1)
-        return f"$({name}\\,/\\,{base:.2g}\\!\\times\\!10^{{{math.floor(exponent)}}})^{{-{b:.3f}}}$"
+        base, ten = f"{10 ** (exponent % 1):.1e}".split("e")
+        unit = f"{base}\\!\\times\\!10^{{{math.floor(exponent) + int(ten)}}}"
+        return f"$({name}\\,/\\,{unit})^{{-{b:.3f}}}$"
     return f"{brief(a)} ${name}^{{-{b:.3f}}}$"
 
 

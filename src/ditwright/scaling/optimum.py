@@ -84,16 +84,18 @@ def loss_at(runs: Sequence[Network], compute: float) -> float | None:
 
 
 def frontier(curves: Sequence[tuple[np.ndarray, np.ndarray]], count: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """The least loss of any network at `count` computes over the span of all curves: (count,) each."""
-    ends = [(math.log(c[0]), math.log(c[-1])) for c, _ in curves]
-    grid = np.linspace(min(low for low, _ in ends), max(high for _, high in ends), 16 * count)
+    """The least loss that any network reaches with no more than so much compute, at `count` computes: (count,) each.
+
+    From where the first curve ends: before that the cheapest network alone is learning its first things.
+    """
+    ends = np.log([computes[-1] for computes, _ in curves])
+    grid = np.linspace(ends.min(), ends.max(), 16 * count)
     least = np.full(len(grid), np.inf)
     for computes, losses in curves:
-        here = np.interp(grid, np.log(computes), np.log(losses), left=np.inf, right=np.inf)
+        here = np.interp(grid, np.log(computes), np.log(losses), left=np.inf)  # a run that has ended keeps its loss
         least = np.minimum(least, here)
-    covered = np.flatnonzero(np.isfinite(least))
-    chosen = covered[np.linspace(0, len(covered) - 1, count).round().astype(int)]
-    return np.exp(grid[chosen]), np.exp(least[chosen])
+    chosen = np.linspace(0, len(grid) - 1, count).round().astype(int)
+    return np.exp(grid[chosen]), np.exp(np.minimum.accumulate(least)[chosen])
 
 
 def growth(found: Sequence[Slice]) -> float | None:

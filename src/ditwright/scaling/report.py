@@ -18,6 +18,7 @@ from ..files import whole_file
 from ..pictures import PAPER, enlarged, save_png, sheet
 from .figures import NAMES, save_figures
 from .fit import Findings, Fitted, scope
+from .law import EXPONENTS
 from .results import Network, networks
 from .score import COLUMNS, PICTURES
 from .score import SHOWN as SAMPLES_SHOWN
@@ -72,6 +73,8 @@ def sections(findings: Findings, figures: dict[str, Path], name: str) -> Iterato
         "other. Solid lines are laws y = a x^-b + c of one patch; the bar is the 95% interval of the prediction.",
     )
     yield table(law_table(findings), fit)
+    low, high = brief(EXPONENTS[0], 1), brief(EXPONENTS[-1], 1)
+    yield f"<p class=note>b was looked for between {low} and {high}: an interval that ends there is open.</p>"
     yield table(prediction_table(findings), fit)
     yield from shown(
         figures,

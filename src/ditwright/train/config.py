@@ -44,5 +44,7 @@ class LogConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.every, self.keep) < 1 or min(self.preview_every, self.checkpoint_every, self.evaluate_every) < 0:
-            raise UserError("log.every and log.keep must be at least 1; the other intervals 0 or more")
+        least = {"every": 1, "keep": 1, "preview_every": 0, "checkpoint_every": 0, "evaluate_every": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise UserError(f"log.{name} must be at least {low}; got {getattr(self, name)}")
