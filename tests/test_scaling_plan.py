@@ -180,7 +180,7 @@ def test_options_change_a_study_and_its_runs():
         ("--train 3", "as in --train.optim.ema 0.99"),
         ("--options optim.ema", "options look like"),
         ("--train.optim.emma 1", "unknown key 'optim.emma'"),
-        ("--train.data.validation=", "name them, as in"),
+        ("--train.data.validation= --train.data.validation_size 512", "name them, as in"),
         ("--patches 3", "not divisible"),
         ("--widths 64 --patches 2,4", "at least 3 networks of different cost"),
     ],

@@ -69,3 +69,9 @@ def test_held_out_data_must_fit(tiny, tmp_path):
     with pytest.raises(UserError, match="different classes"):
         train(tiny("--data.validation photos-held-out"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", ["--data.validation_size 100", "--data.validation digits --data.validation_size 0"])
+def test_a_size_that_nothing_would_read_is_refused(words, tiny):
+    with pytest.raises(UserError, match=r"validation_size is at least 1 and goes with data\.validation"):
+        tiny(words)

@@ -35,6 +35,10 @@ class DataConfig:
             raise UserError(f"data.image_size must be at least 1 pixel; got {self.image_size}")
         if self.prefetch < 0:
             raise UserError(f"data.prefetch must be 0 or more; got {self.prefetch}")
+        if self.validation_size < 1 or (self.validation_size != 512 and not self.validation):
+            raise UserError(
+                f"data.validation_size is at least 1 and goes with data.validation; got {self.validation_size}"
+            )
         for name in ("label_drop", "flip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name} must be between 0 and 1; got {getattr(self, name):g}")

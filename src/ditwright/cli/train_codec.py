@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from ..config import dump_yaml, load_yaml, merge, overrides
-from ..errors import UserError, lookup
 from ..recipes import CODEC_RECIPES
-from .main import Parser
+from .recipe import asked
 
-EPILOG = """
-Any key of the configuration can be set after these, as --dotted.key VALUE:
-  --data.source FOLDER --data.image_size 256 --data.crop 128 --model.widths 64,128,256,256
---print-config shows every key with its value. The order of precedence: recipe, --config files, options.
-The same command run again goes on where the run stopped. What comes out, RUN/codec, is a folder that stock
-diffusers loads (AutoencoderKL), and the --codec of `ditwright prepare`.
-"""
+EXAMPLE = "--data.source FOLDER --data.image_size 256 --data.crop 128 --model.widths 64,128,256,256"
+MORE = """ What comes out, RUN/codec, is a folder that stock
+diffusers loads (AutoencoderKL), and the --codec of `ditwright prepare`."""
 
 
 def run(words: list[str]) -> int:
-    parser = Parser(
-        prog="ditwright train-codec",
-        usage="ditwright train-codec RECIPE [options] [--dotted.key VALUE ...]",
-        description="Train a small autoencoder on pictures.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    what = "Train a small autoencoder on pictures."
+    found = asked(
+        words, CODEC_RECIPES, verb="train-codec", what=what, example=EXAMPLE, folder="runs/RECIPE-codec", more=MORE
     )
-    parser.add_argument("recipe", help=f"one of: {', '.join(CODEC_RECIPES)}")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE-codec)")
-    parser.add_argument("--steps", metavar="N", help="steps in all")
-    parser.add_argument("--seed", metavar="S", help="of weights, order, crops, noise")
-    parser.add_argument("--config", type=Path, metavar="FILE.yaml", action="append", default=[], help="keys to change")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
-    args, rest = parser.parse_known_args(words)
-
-    config = lookup("recipe", args.recipe, CODEC_RECIPES)()
-    for path in args.config:
-        config = merge(config, load_yaml(path))
-    given = {"steps": args.steps, "seed": args.seed}
-    config = merge(config, overrides(rest) | {key: value for key, value in given.items() if value is not None})
-    if args.print_config:
-        print(dump_yaml(config), end="")
+    if found is None:
         return 0
+    config, output = found
 
     from ..train.fit import NonFinite
     from ..train_codec import train
 
-    output = args.output or Path("runs") / f"{args.recipe}-codec"
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {str(output)!r} is a file; name a folder")
     try:
         report = train(config, output)
     except NonFinite as error:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..model.weights import digest
 from .config import CodecConfig
-from .folder import affine, filled, fingerprint, locate, skeleton, write
+from .folder import affine, filled, locate, skeleton, write
 from .pixels import Noise, channels_first, to_float, to_uint8
 
 AT_ONCE = 2**21  # pixels that a GPU encodes or decodes together: 8 pictures of 512 x 512
@@ -42,7 +43,7 @@ class Autoencoder:
         channels, factor = _shape(kind, net)
         config = CodecConfig(kind, channels, factor, *affine(net), str(folder) if not commit else source, commit)
         codec = cls(config)
-        codec._config = replace(config, fingerprint=fingerprint(kind, codec.net.state_dict()))
+        codec._config = replace(config, fingerprint=digest(codec.net.state_dict(), kind))
         return codec
 
     @property
@@ -167,7 +168,7 @@ class Autoencoder:
                 f"{found[2]}; the configuration asks for kind {wanted}"
             )
         net = filled(net, folder)
-        if config.fingerprint and (own := fingerprint(kind, net.state_dict())) != config.fingerprint:
+        if config.fingerprint and (own := digest(net.state_dict(), kind)) != config.fingerprint:
             raise UserError(
                 f"the codec in {config.source!r} has other weights ({own[:12]}) than the one that made these latents "
                 f"({config.fingerprint[:12]}): bring those back, or prepare the data with these"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -11,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import UserError, did_you_mean
 from ..extras import need
-from ..model.weights import State, load_strictly, read_safetensors, write_safetensors
+from ..model.weights import State, load_strictly, read_tensors, write_safetensors
 from .config import CodecConfig
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -98,7 +97,7 @@ def filled(net: nn.Module, folder: Path) -> nn.Module:
     path = next((folder / file for file in FILES if (folder / file).is_file()), None)
     if path is None:
         raise UserError(f"{str(folder)!r} has no weights; looked for {', '.join(FILES)}")
-    state = {_renamed(name): tensor for name, tensor in _read(path).items()}
+    state = {_renamed(name): tensor for name, tensor in read_tensors(path).items()}
     try:
         net = net.to_empty(device="cpu")
         load_strictly(net, state)
@@ -107,32 +106,10 @@ def filled(net: nn.Module, folder: Path) -> nn.Module:
     return net
 
 
-def _read(path: Path) -> State:
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or an unsafe file; all are the file's fault
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{str(path)!r} cannot be read as plain weights ({reason})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{str(path)!r} holds no state dict of names and tensors")
-    return state
-
-
 def _renamed(name: str) -> str:
     """The present name of a weight: attention was spelt otherwise when Stable Diffusion's were published."""
     found = re.fullmatch(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)", name)
     return f"{found[1]}.{OLD_NAMES[found[2]]}.{found[3]}" if found else name
-
-
-def fingerprint(kind: str, state: State) -> str:
-    """SHA-256 of the weights as float32, whatever their file is called and whatever format it has."""
-    digest = hashlib.sha256(kind.encode())
-    for name, tensor in sorted(state.items()):
-        digest.update(f"\n{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy())
-    return digest.hexdigest()
 
 
 def affine(net: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

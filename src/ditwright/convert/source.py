@@ -5,23 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model.weights import State, read_safetensors
+from ..model.weights import State, read_safetensors, read_torch
 
 WRAPPED = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")  # by DDP and torch.compile
-SAFE_COPY = (
-    "make a safe copy with the project that wrote it: "
-    "model.load_state_dict(...), then safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
-)
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ def read_file(path: Path) -> Source:
         return source_of(read_shards(path), name=path.name)
     if path.suffix == ".safetensors":
         return source_of(read_safetensors(path), name=path.name)
-    content = read_torch(path)
+    content = read_torch(path, [argparse.Namespace])  # how train.py stores its flags: plain data
     told = content.get("args", content.get("config")) if isinstance(content, dict) else None
     said = vars(told) if isinstance(told, argparse.Namespace) else told if isinstance(told, dict) else {}
     for wrapper in ("ema", "model", "state_dict"):
@@ -65,21 +59,6 @@ def read_file(path: Path) -> Source:
             f"{str(path)!r} holds no state dict: expected names and tensors, plain or under 'model' or 'ema'"
         )
     return source_of(content, said=said, name=path.name)
-
-
-def read_torch(path: Path) -> Any:
-    """What a torch file holds, as far as it is plain data; tensors stay on the disk until they are used."""
-    try:
-        # argparse.Namespace is how the originals' train.py stores its flags: plain data, allowed by name.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises many kinds for a damaged or an unsafe file; all are the file's fault
-        text, code = str(error) or type(error).__name__, re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it needs {code[1]}" if code else text.splitlines()[0]
-        advice = f": {SAFE_COPY}" if "Weights only load failed" in text else ""
-        raise UserError(
-            f"{str(path)!r} cannot be read as plain weights ({reason}); nothing else is unpickled{advice}"
-        ) from error
 
 
 def read_shards(index: Path) -> State:

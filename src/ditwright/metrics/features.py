@@ -5,7 +5,6 @@ B batch, H height, W width, C channels, D features, S spatial features, K classe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..extras import need
-from ..model.weights import State, read_safetensors
+from ..model.weights import digest
 
 PROBE = 64  # pixels of the black picture by which features are counted
 
@@ -151,29 +150,6 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(products)
-
-
-def digest(state: State) -> str:
-    """SHA-256 of weights by their names, shapes and float32 values, whatever file or format they come from."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        found.update(f"\n{name} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().float().cpu().contiguous().numpy())
-    return found.hexdigest()
-
-
-def read_weights(path: Path) -> State:
-    """Tensors of a .safetensors file, or of a torch file as plain data. UserError where it is damaged or holds more."""
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or an unsafe file; all are the file's fault
-        reason = first_line(error).split(". ")[0]  # what follows is torch's advice to unpickle it all the same
-        raise UserError(f"{str(path)!r} cannot be read as plain weights ({reason})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{str(path)!r} holds no state dict of names and tensors")
-    return state
 
 
 def from_hub(name: str, patterns: list[str], remedy: str) -> Path:

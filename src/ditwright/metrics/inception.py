@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError, lookup
-from ..model.weights import load_strictly
-from .features import ModuleExtractor, Seen, channels_first, digest, from_hub, read_weights
+from ..model.weights import digest, load_strictly, read_tensors
+from .features import ModuleExtractor, Seen, channels_first, from_hub
 
 SIDE, POOL, CLASSES, SPATIAL = 299, 2048, 1008, 7 * 17 * 17
 PUBLISHED = "6726825d"  # how the SHA-256 of the published file begins
@@ -232,7 +232,7 @@ def inception(
     says so where pictures are prepared as pytorch-fid does.
     """
     prepared, path = lookup("preparation", prepare, PREPARES), _found(str(weights))
-    state = {name: tensor for name, tensor in read_weights(path).items() if not name.endswith(COUNTS)}
+    state = {name: tensor for name, tensor in read_tensors(path).items() if not name.endswith(COUNTS)}
     with torch.device("meta"):
         net = InceptionV3()
     counts = {name: torch.tensor(0) for name in net.state_dict() if name.endswith(COUNTS)}

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from ..codec.folder import fingerprint
 from ..config import differences, to_dict
 from ..diffusion.config import SampleConfig
 from ..errors import UserError
 from ..files import whole_file
+from ..model.weights import digest
 from ..rng import generator
 from .pipeline import Pipeline
 
@@ -83,7 +83,7 @@ class Order:
             "size": list(self.size or card.image_size or ()),
             **to_dict(self.config),
             "dtype": str(self.pipe.dtype).removeprefix("torch."),
-            "weights": fingerprint("", self.pipe.denoiser.state_dict()),
+            "weights": digest(self.pipe.denoiser.state_dict()),
             "codec": to_dict(card.codec),
             **self.origin,
         }
