@@ -86,7 +86,7 @@ def digest(state: State, kind: str = "") -> str:
     found = hashlib.sha256(kind.encode())
     for name, tensor in sorted(state.items()):
         found.update(f"\n{name} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().float().cpu().contiguous().numpy())
+        found.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return found.hexdigest()
 
 
