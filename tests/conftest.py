@@ -22,7 +22,7 @@ TINY = """
     --optim.lr 2e-3 --optim.warmup 2 --log.every 1 --log.preview_every 999 --log.checkpoint_every 3
     --sample.sampler heun --sample.num_inference_steps 2
 """
-CLOCK = {"seconds": None}
+CLOCK = {"seconds": None, "energy": None}
 SPEED = ("samples_per_second", "tflops", "share_of_peak")
 
 

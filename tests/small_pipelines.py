@@ -11,8 +11,8 @@ from ditwright.codec.base import find_codec
 from ditwright.codec.config import CodecConfig
 from ditwright.diffusion.config import ProcessConfig, SampleConfig
 from ditwright.diffusion.process import Denoiser, process_from
+from ditwright.model.build import build
 from ditwright.model.config import DiTConfig, Stage
-from ditwright.model.dit import build
 from ditwright.pipeline import Card, Pipeline
 
 NETWORK = DiTConfig(width=16, heads=2, stages=(Stage(2),), channels=1, out_channels=1, num_classes=3)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,17 @@ from ditwright.data.digits import digits
 from ditwright.data.sources import open_source
 from ditwright.diffusion.config import SampleConfig
 from ditwright.errors import UserError
-from ditwright.evaluate import PRESETS, Reading, evaluate, images_from, labelled, make_reference
+from ditwright.evaluate import (
+    PRESETS,
+    Images,
+    Reading,
+    completed,
+    evaluate,
+    images_from,
+    labelled,
+    make_reference,
+    reference_from,
+)
 from ditwright.evaluate import compare as compare_module
 from ditwright.evaluate.pictures import spread
 from ditwright.evaluate.side import KEPT, MOMENTS, Side, share
@@ -37,7 +48,7 @@ from ditwright.metrics.statistics import gaussian_of
 from ditwright.pictures import save_png, to_pil
 from ditwright.pipeline.fid import Order, draw_set
 from ditwright.prepare import PrepareConfig, prepare
-from ditwright.train.parallel import World
+from ditwright.train.parallel import World, join
 from small_pipelines import pipeline
 
 ALONE = World(torch.device("cpu"))
@@ -314,6 +325,54 @@ def test_a_reference_of_adm_has_pictures_for_what_needs_features(scores, real, f
         evaluate(fake, Side("x", parts={(MOMENTS, "pool"): held}), small(), ("sfid",))
 
 
+def test_a_reference_with_its_pictures_needs_no_others(scores, real, fake, tmp_path):
+    make_reference(images_from(real), small(), tmp_path / "ref.npz", Reading(ALONE, 0, 7), with_pictures=True)
+    with np.load(tmp_path / "ref.npz") as archive:  # as ADM's evaluator reads it
+        np.testing.assert_array_equal(archive["arr_0"], real)
+        assert {"mu", "sigma", "mu_s", "sigma_s"} < set(archive)
+    found = evaluate(fake, tmp_path / "ref.npz", small(), rounds=50)
+    for score, expected in zip(found, scores, strict=True):
+        assert (score.value, score.low, score.high) == pytest.approx((expected.value, expected.low, expected.high))
+    again = evaluate(tmp_path / "ref.npz", real, small(), ("fid",), rounds=0)  # it is a set of samples too
+    assert again["fid"].value == pytest.approx(0, abs=1e-8)
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+def test_grey_and_coloured_pictures_become_one_array(coloured, tmp_path):
+    """Batches of a folder come in grey where all of their pictures are."""
+    pictures = np.repeat(digits().images[:9], 3, 3)
+    if coloured:
+        pictures[5, 0, 0] = (1, 2, 3)
+    for i, image in enumerate(pictures):
+        save_png(to_pil(image), tmp_path / f"{i}.png")
+    made = tmp_path / "ref.npz"
+    make_reference(images_from(tmp_path), small(), made, Reading(ALONE, 0, 2), with_pictures=True)
+    with np.load(made) as archive:
+        np.testing.assert_array_equal(archive["arr_0"], pictures if coloured else pictures[..., :1])
+
+
+def test_pictures_are_kept_in_the_memory_of_a_batch(tmp_path):
+    """25 MB of them."""
+
+    def batches(size, start, stop):
+        return (np.full((min(size, stop - i), 64, 64, 3), i % 251, np.uint8) for i in range(start, stop, size))
+
+    reading = Reading(ALONE, 0, 16)
+    tracemalloc.start()
+    make_reference(Images("many", 2048, batches), small(), tmp_path / "ref.npz", reading, with_pictures=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6e6
+    assert images_from(tmp_path / "ref.npz").count == 2048
+
+
+def test_a_reference_kept_as_a_side_may_lack_statistics(scores, real, fake):
+    """It is `completed` for one metric, which need not be a Frechet distance."""
+    side = completed(reference_from(real), small(), ("kid",), Reading(ALONE))
+    assert side.parts.keys() == {(KEPT, "pool")}
+    assert evaluate(fake, side, small(), ("kid",), rounds=0)["kid"].value == scores["kid"].value
+
+
 # what is said, and what is refused
 
 
@@ -496,6 +555,18 @@ def test_two_processes_draw_and_measure_as_one_command(forked):
     assert sets[0] == sets[1]
 
 
+def test_two_processes_make_the_reference_of_one(forked):
+    """Of grey pictures, which the first process sees, and a coloured one, which only the other does."""
+    with np.load(forked / "ref-1.npz") as one, np.load(forked / "ref-2.npz") as two:
+        assert one["arr_0"].shape == (20, 8, 8, 3)
+        assert set(one) == set(two)
+        for name in one:
+            if one[name].dtype.kind == "U":
+                assert one[name] == two[name]
+            else:
+                np.testing.assert_allclose(two[name], one[name], rtol=1e-9, atol=1e-12)
+
+
 def _fork(rank: int, size: int, work) -> int:
     """The id of a process that works as one of several."""
     if pid := os.fork():
@@ -541,5 +612,15 @@ if __name__ == "__main__":
 
     for n in (1, 2, 7):
         _together(n, lambda rank, n=n: measured(rank, n), folder / f"meeting-{n}")
+
+    def grey_but_for_the_last(size: int, start: int, stop: int):
+        return (np.full((1, 8, 8, 3 if i == 19 else 1), 9 * i, np.uint8) for i in range(start, stop))
+
+    def referred(rank: int, size: int) -> None:
+        reading = Reading(join(), 10, 1)
+        images = Images("mixed", 20, grey_but_for_the_last)
+        make_reference(images, small(), folder / f"ref-{size}.npz", reading, with_pictures=True)
+
     for n in (1, 2):
         _together(n, lambda rank, n=n: commanded(rank, n), folder / f"meeting-run-{n}")
+        _together(n, lambda rank, n=n: referred(rank, n), folder / f"meeting-ref-{n}")

@@ -19,7 +19,8 @@ FLOORS = [
     "model",
     "train codec data text metrics convert accel adapt distill",
     "pipeline evaluate experiment",
-    "recipes run serve prepare train_codec",
+    "measure",
+    "recipes run serve prepare train_codec bench",
     "scaling",  # runs recipes
     "cli",
     "__main__",

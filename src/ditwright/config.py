@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from .errors import UserError, did_you_mean
+from .errors import UserError, did_you_mean, lookup
 
 T = TypeVar("T")
 
@@ -136,9 +136,10 @@ def _value(hint: Any, value: Any, where: str, base: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return _dataclass(hint, value, where, base)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+        if type(None) in args and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
             return None
-        return _value(next(arg for arg in args if arg is not type(None)), value, where, base)
+        kinds = [arg for arg in args if arg is not type(None)]
+        return _value(kinds[0], value, where, base) if len(kinds) == 1 else _of_kind(kinds, value, where, base)
     if origin is Literal:
         if value not in args:
             raise UserError(f"{where} must be one of {', '.join(args)}; got {value!r}{did_you_mean(str(value), args)}")
@@ -146,6 +147,15 @@ def _value(hint: Any, value: Any, where: str, base: Any) -> Any:
     if origin is tuple:
         return _tuple(args, value, where, base)
     return _scalar(hint, value, where)
+
+
+def _of_kind(kinds: Sequence[Any], value: Any, where: str, base: Any) -> Any:
+    """One of several dataclasses: the one that the key `kind` names, or that of `base`, or else the first."""
+    named = {kind.kind: kind for kind in kinds}
+    given = value.get("kind") if isinstance(value, Mapping) else None
+    default = kinds[0] if base is None else type(base)
+    kind = default if given is None else lookup(f"{where}.kind", given, named)
+    return _dataclass(kind, value, where, base if isinstance(base, kind) else None)
 
 
 def _tuple(args: tuple[Any, ...], value: Any, where: str, base: Any) -> tuple[Any, ...]:

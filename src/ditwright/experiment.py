@@ -5,13 +5,13 @@ Recipes make these, YAML files and dotted options change them, a run folder keep
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from .codec.config import AutoencoderConfig, CodecConfig
 from .diffusion.config import ObjectiveConfig, ProcessConfig, SampleConfig
 from .errors import UserError
-from .model.config import DiTConfig
+from .model.baseline import NetConfig
 from .train.config import LogConfig, OptimConfig
 
 
@@ -45,11 +45,40 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class MeasureConfig:
+    """Samples of the averaged weights against a reference as training goes, in the words of `ditwright eval`."""
+
+    every: int = 0  # steps between measurements, the last of them after the last step; 0: none at all
+    extractor: str = ""  # KIND:PLACE, what sees the pictures: judge:FILE, inception:FILE, ...
+    reference: str = ""  # an .npz, a folder or a data set; "": the pictures of data.source
+    metrics: tuple[str, ...] = ()  # of fid, sfid, is, kid, pr, dc; none named: all that extractor and reference allow
+    samples: int = 1000
+    seed: int = 0  # of samples and bootstrap
+    guidance_scale: float = 1.0  # sampler and steps are those of `sample`, all else of its guidance is left out
+    rounds: int = 1000  # of the bootstrap; 0: no intervals
+
+    def __post_init__(self) -> None:
+        for name, low in {"every": 0, "samples": 1, "rounds": 0, "guidance_scale": 0}.items():
+            if getattr(self, name) < low:
+                raise UserError(f"measure.{name} must be at least {low}; got {getattr(self, name):g}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"measure.seed must be a whole number from 0 to 2^63 - 1; got {self.seed}")
+        given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if given and not self.every:
+            raise UserError(f"measure.{given[0]} is given, but measure.every is 0: give --measure.every N, or neither")
+        if self.every and not self.extractor:
+            raise UserError(
+                "measure.extractor is missing: judge:FILE (ditwright eval judge makes one), inception:FILE or another "
+                "of ditwright eval --extractor"
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One run, whole."""
 
     steps: int
-    model: DiTConfig
+    model: NetConfig
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; auto: what this device is faster at
     compile: bool = False  # torch.compile each block
@@ -61,6 +90,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)  # previews, and the default of `ditwright sample`
     log: LogConfig = field(default_factory=LogConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -23,7 +23,10 @@ from .diffusion.process import Denoiser, process_from
 from .diffusion.validation import binned_loss
 from .errors import UserError
 from .experiment import TrainConfig
-from .model.dit import build
+from .measure import Gauge, gauge_of
+from .model.baseline import UNetConfig
+from .model.build import build
+from .model.mup import growth, rescale
 from .nn.branch import run_all
 from .pictures import grid, save_png
 from .pipeline import WEIGHTS, Card, Pipeline
@@ -31,7 +34,8 @@ from .rng import Draws
 from .train.cost import training_flops
 from .train.ema import EMA
 from .train.fit import Batch
-from .train.job import Job, work
+from .train.job import Job, Measure, work
+from .train.log import Found
 from .train.optim import adamw
 from .train.parallel import World, join
 from .train.precision import autocast
@@ -51,6 +55,7 @@ class Parts:
     codec: Codec
     world: World
     held_out: Dataset | None = None
+    gauge: Gauge | None = None  # where samples are measured as training goes
 
 
 def train(config: TrainConfig, output: Path, world: World | None = None) -> Path:
@@ -108,19 +113,25 @@ def assemble(config: TrainConfig, world: World) -> Parts:
         raise UserError(f"model.channels is {config.model.channels}; the codec gives {config.codec.channels}")
     if config.objective.importance and world.size > 1:
         raise UserError("objective.importance keeps a history of losses and runs in one process")
+    if config.checkpoint_activations and isinstance(config.model, UNetConfig):
+        raise UserError("checkpoint_activations is for the blocks of a transformer; leave it out for a U-Net")
     world.share(range(config.data.batch_size))
     if data.codec is None:
         codec.moments(data.read(data.groups[0].items[:1], np.array([False])))
     if config.log.preview_every:
         codec.decode(torch.zeros(1, config.codec.channels, 4, 4, device=world.device))  # its weights are there
     process = process_from(config.process)
-    denoiser = Denoiser(build(config.model, config.seed), process).to(world.device)
+    net = build(config.model, config.seed)
+    slower = growth(config.model, config.optim.mup_width) if config.optim.mup_width else {}
+    if slower:
+        rescale(net, config.optim.mup_width)
+    denoiser = Denoiser(net, process).to(world.device)
     ema = EMA(denoiser, config.optim.ema)
     if config.compile:
         for block in denoiser.net.blocks:
             block.compile()
     loss = objective_from(config.objective, process)
-    parts = Parts(config, denoiser, loss, adamw(denoiser, config.optim), ema, data, codec, world)
+    parts = Parts(config, denoiser, loss, adamw(net, config.optim, slower), ema, data, codec, world)
     pipe = sampled_by(parts)
     for group in data.groups:
         pipe.plan(config.sample, group.size)
@@ -130,6 +141,8 @@ def assemble(config: TrainConfig, world: World) -> Parts:
             raise UserError("data.validation and data.source were prepared by different codecs")
         if parts.held_out.class_names != data.class_names:
             raise UserError("data.validation and data.source have different classes")
+    if config.measure.every:
+        parts.gauge = gauge_of(config.measure, pipe, data, source=config.data.source, world=world)
     return parts
 
 
@@ -152,7 +165,7 @@ def job_of(parts: Parts) -> Job:
         preview=lambda output, step: preview(parts, output, step),
         world=parts.world,
         run=checkpointed if config.checkpoint_activations else run_all,
-        evaluate=(lambda: validate(parts)) if parts.held_out is not None else None,
+        measures=tuple(measures(parts)),
         flops=training_flops(config.model, latent_size(parts), 1),
     )
 
@@ -188,6 +201,15 @@ def batch_of(parts: Parts, data: Dataset, items: np.ndarray, places: range, *, f
     x0 = codec.latents(moments.to(device), lambda like: Draws(seed, places, "latent").normal(like))
     label = drop(torch.from_numpy(data.labels(items)), null, label_drop, seed, places)
     return Batch(x0, {"label": label.to(device)} if null else {}, Draws(seed, places, "train"))
+
+
+def measures(parts: Parts) -> Iterator[Measure]:
+    """What is to be known of the average: its loss on held-out data, and how good its samples are."""
+    config, gauge = parts.config, parts.gauge
+    if parts.held_out is not None:
+        yield Measure(config.log.evaluate_every, lambda: Found(found := validate(parts), found))
+    if gauge is not None:
+        yield Measure(config.measure.every, lambda: gauge.measure(sampled_by(parts)), together=True)
 
 
 def validate(parts: Parts) -> dict[str, Any]:

@@ -79,6 +79,21 @@ def test_a_reference_made_beforehand_gives_the_same_numbers(command, words, plac
     assert numbers[0] == numbers[1]
 
 
+def test_a_reference_may_keep_its_pictures(command, words, place, tmp_path):
+    path, judge = tmp_path / "ref.npz", f"judge:{place / 'judge.safetensors'}"
+    made = ("eval", "ref", place / "real.npz", "--extractor", judge, "--output", path, "--features", 0)
+    assert command(*made).code == 0
+    assert command(*words(place / "fake.npz", "--ref", path, "--metrics", "kid")).code == 2  # neither
+    assert command(*made, "--with-pictures").code == 0
+    with np.load(path) as archive:
+        np.testing.assert_array_equal(archive["arr_0"], digits().images[:200])
+    one, two = (
+        json.loads(command(*words(place / "fake.npz", "--json", "--metrics", "kid,pr", *ref)).out)["scores"]
+        for ref in ((), ("--ref", path))
+    )
+    assert [(s["name"], s["value"]) for s in two] == [(s["name"], pytest.approx(s["value"], rel=1e-6)) for s in one]
+
+
 def test_samples_of_a_run_are_drawn_once_and_carry_their_settings(command, words, tiny_run, tmp_path):
     asked = words(tiny_run, "--metrics", "fid", "--num-samples", 30, "--draws", tmp_path, "--seed", 4, "--json")
     code, out, _ = command(*asked)

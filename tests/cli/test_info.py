@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
+from ditwright.config import dump_yaml, read_yaml
+from ditwright.experiment import CodecTrainConfig, CropsConfig, TrainConfig
 from ditwright.model.presets import PRESETS
+from ditwright.train.cost import training_flops
+from ditwright.train.state import checkpoints
 
 PARAMETERS = {"DiT-S/2": 32_963_360, "DiT-B/2": 130_512_416, "DiT-L/2": 458_102_816, "DiT-XL/2": 675_129_632}
 GFLOPS = {  # Peebles & Xie, Tables 1, 3 and 4: multiply-adds
@@ -78,3 +83,139 @@ def test_text_says_which_flops_are_which(command):
     assert lines["FLOPs (2 per MAC)"].strip().startswith("237.")
     assert "675,129,632" in lines["parameters"]
     assert lines["tokens"].strip() == "256"
+
+
+TRAINED = "DiT-S/2 --train-steps 1000 --batch-size 64 --devices 8 --tflops 100 --watts 700"
+
+
+def test_a_computed_bill_is_operations_by_speed_by_power(command):
+    plain = facts(command, *TRAINED.split())["training"]
+    hours = plain["flops"] / 8 / 100e12 / 3600
+    assert plain["hours"] == pytest.approx(hours)
+    assert plain["energy"]["kwh"] == pytest.approx(8 * 0.7 * hours)
+    assert plain["energy"]["grams_co2"] is None
+    more = facts(command, *TRAINED.split(), "--pue", "1.5", "--grams-per-kwh", "400")["training"]["energy"]
+    assert more["kwh"] == pytest.approx(1.5 * plain["energy"]["kwh"])
+    assert more["grams_co2"] == pytest.approx(400 * more["kwh"])
+    assert [part in " ".join(more["assumptions"]) for part in ("700 W for each of 8", "PUE 1.5", "400 g")] == [True] * 3
+    text = command("info", *TRAINED.split(), "--pue", "1.5", "--grams-per-kwh", "400").out
+    assert f"energy (computed)          {more['text']}" in text
+    assert more["text"].endswith("at 400 g/kWh as stated")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--tflops 3", "--tflops would change nothing without --train-steps"),
+        ("--batch-size 3", "--batch-size would change nothing without --train-steps"),
+        ("--devices 1", "--devices would change nothing without --train-steps"),
+        ("--train-steps 5 --watts 3", "--watts would change nothing without --tflops"),
+        ("--train-steps 5 --tflops 3 --pue 1", "--pue would change nothing without --watts"),
+        ("--train-steps 5 --tflops 3 --grams-per-kwh 1", "--grams-per-kwh would change nothing without --watts"),
+        ("--train-steps 0", "--train-steps, --batch-size and --devices are at least 1"),
+        ("--train-steps 5 --tflops 0", "--tflops must be a number above 0; got 0"),
+        ("--watts nan", "--watts must be a number above 0; got nan"),
+        ("--grams-per-kwh -1", "--grams-per-kwh must be a number above 0; got -1"),
+        ("--pue 0.9", "--pue must be a number of at least 1; got 0.9"),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(words, said, refused):
+    assert said in refused("info", "DiT-S/2", *words.split())
+
+
+@pytest.fixture
+def spent(tiny_run, tmp_path):
+    """spent(...) is the folder of a run that took 200 s and the spans that are given; None: of before they were."""
+
+    def make(*spans):
+        folder = shutil.copytree(tiny_run, tmp_path / "run")
+        path = checkpoints(folder)[-1] / "train.json"
+        told = json.loads(path.read_text()) | {"seconds": 200.0, "energy": spans}
+        path.write_text(json.dumps({key: value for key, value in told.items() if value != (None,)}))
+        return folder
+
+    return make
+
+
+METER = {"seconds": 150.0, "joules": 36_000.0, "basis": "measured: a meter", "stated": False}
+STATED = {"seconds": 50.0, "joules": 3600.0, "basis": "72 W for all devices as stated", "stated": True}
+
+
+def test_a_run_tells_what_it_took(spent, command):
+    folder = spent(METER, STATED)
+    found = facts(command, str(folder))
+    config = read_yaml(TrainConfig, folder / "config.yaml")
+    assert (found["steps"], found["steps_asked"], found["samples"], found["seconds"]) == (6, 6, 48, 200)
+    assert found["flops"] == training_flops(config.model, (8, 8), 48)
+    assert found["tflops"] == pytest.approx(found["flops"] / 200 / 1e12)
+    assert found["energy"]["kwh"] == pytest.approx(0.011)
+    assert found["energy"]["grams_co2"] is None
+    text = command("info", folder, "--grams-per-kwh", 100, "--pue", 2).out
+    assert "48" in text
+    assert "0.022 kWh (measured: a meter for 150 s; 72 W for all devices as stated for 50 s), PUE 2 counted in" in text
+    assert text.endswith("CO2: 2.2 g at 100 g/kWh as stated\n")
+
+
+def test_what_the_run_stated_of_its_grid_holds_until_something_else_is_stated(spent, command):
+    folder = spent(METER, STATED)
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("grams_per_kwh: 0", "grams_per_kwh: 50").replace("pue: 1.0", "pue: 3.0"))
+    assert facts(command, str(folder))["energy"]["grams_co2"] == pytest.approx(3 * 0.011 * 50)
+    other = facts(command, str(folder), "--grams-per-kwh", "100", "--pue", "1")["energy"]
+    assert other["grams_co2"] == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize("old", [(None,), (), (STATED,)], ids=["before it was noted", "no meter", "stated"])
+def test_power_stated_afterwards_is_for_all_that_was_not_measured(old, spent, command):
+    folder = spent(*old)
+    assert facts(command, str(folder))["energy"]["kwh"] == (pytest.approx(0.001) if old == (STATED,) else None)
+    assert facts(command, str(folder), "--watts", "180")["energy"]["kwh"] == pytest.approx(0.01)
+
+
+def test_what_was_measured_stays(spent, command):
+    found = facts(command, str(spent(METER, STATED)), "--watts", "720")["energy"]
+    assert found["kwh"] == pytest.approx((36_000 + 50 * 720) / 3.6e6)
+
+
+@pytest.mark.parametrize(
+    ("spans", "words", "said"),
+    [
+        ([METER | {"seconds": 200.0}], "--watts 5", "--watts would change nothing: all of the run's energy was"),
+        ([], "--grams-per-kwh 400", "--grams-per-kwh needs the run's energy, which is not known: state --watts too"),
+        ([], "--pue 1.2", "--pue needs the run's energy"),
+        ([METER], "--tflops 3", "--tflops is for a preset"),
+        ([METER], "--image-size 8", "--image-size is for a preset"),
+        ([METER], "--conditioning adaln", "--conditioning is for a preset"),
+    ],
+)
+def test_an_option_that_changes_nothing_of_a_run_is_refused(spans, words, said, spent, refused):
+    assert said in refused("info", spent(*spans), *words.split())
+
+
+def test_a_folder_without_a_run_is_said_to_be_one(refused, tmp_path):
+    assert "holds no run with a checkpoint" in refused("info", tmp_path)
+
+
+def test_an_autoencoders_run_tells_all_but_its_operations(command, tmp_path):
+    config = CodecTrainConfig(steps=10, data=CropsConfig(batch_size=4))
+    checkpoint = tmp_path / "checkpoints" / "step-00000005"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    (checkpoint / "train.json").write_text(json.dumps({"step": 5, "seconds": 150.0, "energy": [METER]}))
+    found = facts(command, str(tmp_path))
+    assert (found["samples"], found["steps_asked"], found["flops"]) == (20, 10, None)
+    assert found["energy"]["kwh"] == pytest.approx(0.01)
+    assert "FLOP" not in command("info", tmp_path).out
+
+
+def test_the_u_net_baseline_is_counted_too(command):
+    code, out, _ = command("info", "ADM-256", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["latent_size"] == [256, 256]  # it has no codec
+    assert round(facts["macs"] / 1e9) == 1120
+    assert facts["position_table"] == 0
+    assert "position table" not in command("info", "ADM-256").out
+    code, _, err = command("info", "ADM-256", "--conditioning", "cross")
+    assert code == 2
+    assert "--conditioning is for transformers; ADM-256 is a U-Net" in err

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ditwright.errors import UserError
+from ditwright.model.build import build
 from ditwright.model.config import CONDITIONINGS, DiTConfig, Stage, conditioned
-from ditwright.model.dit import DiT, build
+from ditwright.model.dit import DiT
 from ditwright.nn.branch import run_all
 from ditwright.train.runners import checkpointed
 

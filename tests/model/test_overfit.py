@@ -10,8 +10,8 @@ from ditwright.diffusion.objective import Objective
 from ditwright.diffusion.process import Denoiser, process_from
 from ditwright.diffusion.sampler import SAMPLERS, last
 from ditwright.diffusion.times import Uniform
+from ditwright.model.build import build
 from ditwright.model.config import CONDITIONINGS, DiTConfig, Stage, conditioned
-from ditwright.model.dit import build
 from ditwright.rng import Draws
 
 

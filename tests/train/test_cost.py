@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ditwright.model.build import build
 from ditwright.model.config import DiTConfig, Stage
-from ditwright.model.dit import build
 from ditwright.train.cost import memory, training_flops
 
 

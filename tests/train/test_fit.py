@@ -17,8 +17,8 @@ from ditwright.diffusion.process import Denoiser, Process
 from ditwright.diffusion.sampler import SAMPLERS, last
 from ditwright.diffusion.target import data, velocity
 from ditwright.diffusion.times import Uniform
+from ditwright.model.build import build
 from ditwright.model.config import CONDITIONINGS, DiTConfig, Stage, conditioned
-from ditwright.model.dit import build
 from ditwright.nn.branch import run_all
 from ditwright.rng import Draws
 from ditwright.train.config import OptimConfig

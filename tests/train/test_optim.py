@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from ditwright.model.build import build
 from ditwright.model.config import CONDITIONINGS, DiTConfig, Stage, conditioned
-from ditwright.model.dit import build
 from ditwright.train import precision
 from ditwright.train.config import OptimConfig
 from ditwright.train.optim import Constant, Cosine, adamw, schedule_from

@@ -31,7 +31,7 @@ of a data set; or a run, a checkpoint, weights of another project: then samples 
 kept in --draws, from where the same command takes them again.
 REF is an .npz of statistics (ADM's, or of ditwright eval ref), an .npz with arr_0, a folder, or a data set.
 
-  ditwright eval ref SOURCE --extractor E --output REF.npz     make a reference
+  ditwright eval ref SOURCE --extractor E --output REF.npz     make a reference; --with-pictures keeps them in it
   ditwright eval judge SOURCE --output JUDGE.safetensors       train a judge of a data set that has classes
 Under torchrun every process takes its share:
   torchrun --nproc-per-node 8 -m ditwright eval RUN --preset dit-paper --ref REF.npz --extractor inception:FILE
@@ -134,6 +134,7 @@ def reference(words: list[str]) -> int:
     made.add_argument(
         "--features", type=int, default=10_000, metavar="N", help="kept in it for kid, pr, dc (default: 10000; 0: none)"
     )
+    made.add_argument("--with-pictures", action="store_true", help="keep the pictures in it too, as arr_0")
     args = made.parse_args(words)
     _check(args)
     if args.output is None or args.output.suffix != ".npz":
@@ -145,7 +146,7 @@ def reference(words: list[str]) -> int:
         images = images_from(args.source, args.size)
         with _watching(world) as watch:
             reading = Reading(world, args.features, args.feature_batch, watch)
-            side = make_reference(images, extractor, args.output, reading)
+            side = make_reference(images, extractor, args.output, reading, with_pictures=args.with_pictures)
     if world.main:
         print(f"{side.count:,} pictures by {extractor.name}: {args.output}")
         for line in side["moments", "pool"].cautions():

@@ -1,61 +1,117 @@
-"""ditwright info DiT-XL/2: what a network is and costs, without allocating its weights."""
+"""ditwright info DiT-XL/2: what a network is and costs, without allocating its weights; or what a run took."""
 
 from __future__ import annotations
 
 import json
+import math
+from argparse import Namespace
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, lookup
+from ..model.baseline import NetConfig
 from ..model.config import CONDITIONINGS, DiTConfig, conditioned
-from ..model.presets import PRESETS
+from ..model.presets import BASELINES, PRESETS
 from .main import Parser
+from .spent import run_facts, run_text
 
-FACTORS = {"LightningDiT": 16}  # pixels per latent of the autoencoder that a preset is for; 8 for the rest
+NETWORKS: dict[str, NetConfig] = {**PRESETS, **BASELINES}
+FACTORS = {"LightningDiT": 16, "ADM": 1}  # pixels per latent of the autoencoder that a preset is for; 8 for the rest
+NEEDS = {  # an option, and the one without which it would change nothing
+    "batch_size": "train_steps",
+    "devices": "train_steps",
+    "tflops": "train_steps",
+    "watts": "tflops",
+    "pue": "watts",
+    "grams_per_kwh": "watts",
+}
 
 
 def run(words: list[str]) -> int:
-    parser = Parser(prog="ditwright info", description="Parameters, tokens, multiply-adds and FLOPs of a network.")
-    parser.add_argument("preset", help=f"one of: {', '.join(PRESETS)}")
-    parser.add_argument("--conditioning", default="adaln-zero", metavar="NAME", help=", ".join(CONDITIONINGS))
-    parser.add_argument(
-        "--image-size", type=int, nargs="+", default=[256], metavar="N", help="pixels: side, or height width"
-    )
-    parser.add_argument("--num-classes", type=int, metavar="N", help="0: unconditional")
-    parser.add_argument("--train-steps", type=int, metavar="N", help="work out what training costs")
-    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="over all devices (default: 256)")
-    parser.add_argument("--devices", type=int, default=1, metavar="N", help="(default: 1)")
-    parser.add_argument(
-        "--tflops", type=float, metavar="T", help="sustained by a device, in 10^12 operations a second: gives the time"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(words)
-    config = conditioned(lookup("preset", args.preset, PRESETS), args.conditioning)
-    if args.num_classes is not None:
-        config = replace(config, num_classes=args.num_classes)
-    size = args.image_size * 2 if len(args.image_size) == 1 else args.image_size
-    factor = FACTORS.get(args.preset.partition("-")[0], 8)
-    if len(size) != 2 or min(size) < 1 or any(s % factor for s in size):
-        raise UserError(f"--image-size takes a side or a height and a width, multiples of {factor}; got {size}")
-    latent = [s // factor for s in size]
-    facts = {"name": args.preset, "conditioning": args.conditioning, "image_size": size, **describe(config, latent)}
-    if args.train_steps:
-        facts["training"] = training(config, facts, args.train_steps, args.batch_size, args.devices, args.tflops)
+    args = parser().parse_args(words)
+    for option, low in (("tflops", 0), ("watts", 0), ("grams_per_kwh", 0), ("pue", 1)):
+        value = getattr(args, option)
+        if value is not None and not (0 < value < math.inf and value >= low):
+            least = "of at least 1" if low else "above 0"
+            raise UserError(f"--{option.replace('_', '-')} must be a number {least}; got {value:g}")
+    if args.preset not in NETWORKS and Path(args.preset).is_dir():
+        facts = run_facts(Path(args.preset), args)
+        print(json.dumps(facts, indent=1) if args.json else table(run_text(facts)))
+        return 0
+    facts = preset_facts(args)
     print(json.dumps(facts, indent=1) if args.json else as_text(facts))
     return 0
 
 
-def describe(config: DiTConfig, latent: list[int]) -> dict[str, Any]:
-    """Counts of a network on latents of a size."""
-    import torch
+def parser() -> Parser:
+    """The options."""
+    parser = Parser(
+        prog="ditwright info",
+        description="Parameters, tokens, multiply-adds and FLOPs of a network; or what a run took.",
+    )
+    parser.add_argument("preset", metavar="preset-or-run", help=f"a run folder, or one of: {', '.join(NETWORKS)}")
+    parser.add_argument("--conditioning", metavar="NAME", help=f"{', '.join(CONDITIONINGS)} (default: adaln-zero)")
+    parser.add_argument(
+        "--image-size", type=int, nargs="+", metavar="N", help="pixels: side, or height width (default: 256)"
+    )
+    parser.add_argument("--num-classes", type=int, metavar="N", help="0: unconditional")
+    parser.add_argument("--train-steps", type=int, metavar="N", help="work out what training costs")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="over all devices (default: 256)")
+    parser.add_argument("--devices", type=int, metavar="N", help="(default: 1)")
+    parser.add_argument(
+        "--tflops", type=float, metavar="T", help="sustained by a device, in 10^12 operations a second: gives the time"
+    )
+    parser.add_argument(
+        "--watts", type=float, metavar="W", help="that each device takes; of a run: all together, where not measured"
+    )
+    parser.add_argument("--pue", type=float, metavar="P", help="what the building takes for a kWh of them (default: 1)")
+    parser.add_argument("--grams-per-kwh", type=float, metavar="G", help="of CO2, of the grid there: gives the CO2")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
 
-    from ..model.dit import DiT
+
+def preset_facts(args: Namespace) -> dict[str, Any]:
+    """What a network is, and what its training would cost where that is asked."""
+    config, conditioning = lookup("preset", args.preset, NETWORKS), args.conditioning
+    if isinstance(config, DiTConfig):
+        conditioning = conditioning or "adaln-zero"
+        config = conditioned(config, conditioning)
+    elif conditioning:
+        raise UserError(f"--conditioning is for transformers; {args.preset} is a U-Net")
+    for option, other in NEEDS.items():
+        if getattr(args, option) is not None and getattr(args, other) is None:
+            option, other = (f"--{name.replace('_', '-')}" for name in (option, other))
+            raise UserError(f"{option} would change nothing without {other}")
+    if args.num_classes is not None:
+        config = replace(config, num_classes=args.num_classes)
+    size, latent = sizes(args.preset, args.image_size or [256])
+    facts = {"name": args.preset, "conditioning": conditioning, "image_size": size, **describe(config, latent)}
+    if args.train_steps is not None:
+        devices = 1 if args.devices is None else args.devices
+        batch_size = 256 if args.batch_size is None else args.batch_size
+        facts["training"] = training(config, facts, args.train_steps, batch_size, devices, args.tflops)
+        if args.watts is not None:
+            facts["training"]["energy"] = energy(facts["training"], args.watts, args.pue, args.grams_per_kwh)
+    return facts
+
+
+def sizes(preset: str, side: list[int]) -> tuple[list[int], list[int]]:
+    """Height and width of a preset's pictures and of their latents, from a side or both."""
+    size = side * 2 if len(side) == 1 else side
+    factor = FACTORS.get(preset.partition("-")[0], 8)
+    if len(size) != 2 or min(size) < 1 or any(s % factor for s in size):
+        raise UserError(f"--image-size takes a side or a height and a width, multiples of {factor}; got {size}")
+    return size, [s // factor for s in size]
+
+
+def describe(config: NetConfig, latent: list[int]) -> dict[str, Any]:
+    """Counts of a network on latents of a size."""
+    from ..model.build import parameters
     from ..model.flops import macs, tokens
 
-    parts, length = macs(config, latent), tokens(config, latent)
-    with torch.device("meta"):
-        trained = sum(p.numel() for p in DiT(config).parameters())
-    table = length * config.width if config.sincos else 0
+    parts, length, trained = macs(config, latent), tokens(config, latent), parameters(config)
+    table = length * config.width if isinstance(config, DiTConfig) and config.sincos else 0
     return {
         "latent_size": latent,
         "tokens": length,
@@ -70,7 +126,7 @@ def describe(config: DiTConfig, latent: list[int]) -> dict[str, Any]:
 
 
 def training(
-    config: DiTConfig, facts: dict[str, Any], steps: int, batch_size: int, devices: int, tflops: float | None
+    config: NetConfig, facts: dict[str, Any], steps: int, batch_size: int, devices: int, tflops: float | None
 ) -> dict[str, Any]:
     """Operations, memory of each device and hours of a training run: computed, not measured."""
     from ..train.cost import memory, training_flops
@@ -94,6 +150,15 @@ def training(
     }
 
 
+def energy(training: dict[str, Any], watts: float, pue: float | None, grams: float | None) -> dict[str, Any]:
+    """Energy and CO2 of a training run at a stated power of each device: computed, not measured."""
+    from ..train.energy import Estimate, by_power
+
+    seconds, devices = 3600 * training["hours"], training["devices"]
+    basis = f"{watts:g} W for each of {devices} device(s) as stated, for the hours above"
+    return Estimate(by_power(devices * watts, seconds, basis), seconds, pue or 1.0, grams or 0.0).as_dict()
+
+
 def by(size: list[int]) -> str:
     """[256, 256] as "256 x 256"."""
     return " x ".join(map(str, size))
@@ -102,11 +167,12 @@ def by(size: list[int]) -> str:
 def as_text(facts: dict[str, Any]) -> str:
     """The facts as an aligned table."""
     shares = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in facts["macs_by_part"].items() if value > 5e6)
+    stored = f" ({facts['position_table']:,} of them the fixed position table)" if facts["position_table"] else ""
     rows = {
-        "network": f"{facts['name']}, {facts['conditioning']}",
+        "network": facts["name"] + (f", {facts['conditioning']}" if facts["conditioning"] else ""),
         "picture": f"{by(facts['image_size'])} pixels, latent {by(facts['latent_size'])}",
         "tokens": f"{facts['tokens']:,}",
-        "parameters": f"{facts['parameters']:,} ({facts['position_table']:,} of them the fixed position table)",
+        "parameters": f"{facts['parameters']:,}{stored}",
         "MACs (the paper's Gflops)": f"{facts['macs'] / 1e9:.2f} G for one forward pass of one sample",
         "FLOPs (2 per MAC)": f"{facts['flops'] / 1e9:.2f} G",
         "MACs by part": f"{shares} (G)",
@@ -119,5 +185,12 @@ def as_text(facts: dict[str, Any]) -> str:
         if training["hours"]:
             rate = f"{training['tflops']:g} TFLOP/s sustained on each"
             rows["time (computed)"] = f"{training['hours']:.1f} h, were {rate}"
+        if "energy" in training:
+            rows["energy (computed)"] = training["energy"]["text"]
+    return table(rows)
+
+
+def table(rows: dict[str, str]) -> str:
+    """Rows of a name and what it is, aligned."""
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

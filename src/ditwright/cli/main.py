@@ -19,7 +19,8 @@ VERBS = {
     "train-codec": "train a small autoencoder on pictures",
     "scale": "plan, run and fit a ladder of models",
     "convert": "weights from and for other projects",
-    "info": "parameters, tokens and cost of a network",
+    "info": "parameters, tokens and cost of a network; what a run took",
+    "bench": "how fast this machine runs and trains networks",
     "demo": "train on handwritten digits, judge the samples, save pictures",
 }
 

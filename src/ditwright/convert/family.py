@@ -50,6 +50,8 @@ class Family:
 def check(portable: Portable, name: str, family: Family) -> None:
     """UserError with what would have to be trained for a network to be of a family."""
     model = portable.model
+    if not isinstance(model, DiTConfig):
+        raise UserError(f"{name} has transformers only; this network is a {model}")
     if any(stage.mod != "adaln_zero" or stage.cross for stage in model.stages):
         raise UserError(f"{name} has blocks of adaln_zero without cross-attention only; train a network of such stages")
     if len(model.patch) != 2 or model.patch[0] != model.patch[1]:

@@ -1,6 +1,6 @@
 """Samples against a reference: pictures -> features -> statistics -> numbers that carry what they depend on."""
 
-from .compare import evaluate, plan
+from .compare import completed, evaluate, plan
 from .measures import METRICS
 from .pictures import Images, images_from, labelled
 from .presets import PRESETS
@@ -16,6 +16,7 @@ __all__ = [
     "Score",
     "Scores",
     "Side",
+    "completed",
     "evaluate",
     "images_from",
     "labelled",

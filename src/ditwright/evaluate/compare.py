@@ -62,7 +62,7 @@ def evaluate(
         asked = plan(metrics, extractor, theirs, picture=ours.first(), count=ours.count)
         reading = Reading(world, keep, batch_size, watch)
         if theirs is not None:
-            theirs = _completed(theirs, extractor, _union(METRICS[name].theirs for name in asked), reading)
+            theirs = completed(theirs, extractor, asked, reading)
         needs = _union(METRICS[name].ours | (METRICS[name].for_interval if rounds else set()) for name in asked)
         found = collect(ours, extractor, needs, reading)
         return _measured(asked, found, theirs, extractor, Bootstrap(rounds, seed)) if world.main else None
@@ -124,8 +124,12 @@ def _union(several: Iterable[frozenset[Need]]) -> set[Need]:
     return set().union(*several)
 
 
-def _completed(theirs: Side, extractor: Extractor, needs: set[Need], reading: Reading) -> Side:
-    """The reference with all that is needed: what it does not hold yet is made from its pictures."""
+def completed(theirs: Side, extractor: Extractor, metrics: Sequence[str], reading: Reading) -> Side:
+    """A reference with all that some metrics need of it: what it does not hold yet is made from its pictures.
+
+    It must be planned so. Many comparisons with the outcome see the pictures once.
+    """
+    needs = _union(METRICS[name].theirs for name in metrics)
     held = {need: part for need, part in theirs.parts.items() if need in needs}
     if not (missing := needs - held.keys()):
         return replace(theirs, parts=held)

@@ -34,10 +34,11 @@ class Images:
     count: int
     batches: Callable[[int, int, int], Iterator[np.ndarray]]  # (size, start, stop) -> (B, H, W, C) uint8, ...
     origin: Mapping[str, Any] = field(default_factory=dict)  # the settings that drew them, where they are known
+    like: np.ndarray | None = None  # (1, H, W, C) of their size, where making the first is dear
 
     def first(self) -> np.ndarray:
-        """(1, H, W, C)."""
-        return next(iter(self.batches(1, 0, 1)))
+        """(1, H, W, C): the first, or one like it."""
+        return next(iter(self.batches(1, 0, 1))) if self.like is None else self.like
 
 
 def images_from(given: str | Path | np.ndarray | Images, size: int | None = None) -> Images:

@@ -3,11 +3,14 @@
 mu, sigma, mu_s, sigma_s    as ADM has them (metrics/npz.py)
 ditwright_features          (K, D) float32, for the metrics that need features
 ditwright_size              height and width of the pictures
-K features kept, D their size.
+arr_0                       (N, H, W, C) uint8, the pictures themselves where they are asked for, as in some of ADM's
+K features kept, D their size; N pictures, B batch, H height, W width, C channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +43,53 @@ def reference_from(given: str | Path | np.ndarray | Images | Side, size: int | N
     return Side(images.name, count=images.count, images=images)
 
 
-def make_reference(images: Images, extractor: Extractor, output: Path, reading: Reading) -> Side:
+def make_reference(
+    images: Images, extractor: Extractor, output: Path, reading: Reading, *, with_pictures: bool = False
+) -> Side:
     """Write a reference of all pictures, whole or not at all: statistics, and features of `reading.keep` of them.
 
-    Every process takes its share and the main one writes. UserError for fewer than 2 pictures.
+    `with_pictures`: the pictures too, read a second time for it, a batch in memory. Every process takes its share and
+    the main one writes. UserError for fewer than 2 pictures.
     """
     if images.count < 2:
         raise UserError(f"a reference needs at least 2 pictures; {images.name!r} has {images.count}")
     needs: set[Need] = {(MOMENTS, of) for of in offered(extractor, images.first()) - {"probabilities"}}
     needs |= {(KEPT, "pool")} if reading.keep else set()
-    side = collect(images, extractor, needs, reading)
+    palette = Palette(images)
+    side = collect(palette.watched(), extractor, needs, reading)
+    coloured = reading.world.any(palette.coloured)
     if reading.world.main:
         arrays = {SIZE: np.array(side.size)} | ({FEATURES: side[KEPT, "pool"]} if reading.keep else {})
         output.parent.mkdir(parents=True, exist_ok=True)
         spatial = side.parts.get((MOMENTS, "spatial"))
-        write_reference(output, Reference(side[MOMENTS, "pool"], spatial), arrays=arrays)
+        pictures = palette.alike(coloured, reading.batch_size) if with_pictures else ()
+        count = images.count if with_pictures else 0
+        made = Reference(side[MOMENTS, "pool"], spatial)
+        write_reference(output, made, images=pictures, count=count, arrays=arrays)
     return side
+
+
+@dataclass
+class Palette:
+    """Whether any picture of a set has colour: batches may come in grey or in colour, and an array has one kind."""
+
+    images: Images
+    coloured: bool = False  # of those that were seen
+
+    def watched(self) -> Images:
+        """The same pictures, noted as they are seen."""
+
+        def batches(size: int, start: int, stop: int) -> Iterator[np.ndarray]:
+            for batch in self.images.batches(size, start, stop):
+                self.coloured |= batch.shape[3] == 3
+                yield batch
+
+        return replace(self.images, batches=batches)
+
+    def alike(self, coloured: bool, size: int) -> Iterator[np.ndarray]:
+        """All pictures, `size` at a time: (B, H, W, 3) uint8 where any has colour, otherwise (B, H, W, 1)."""
+        for batch in self.images.batches(size, 0, self.images.count):
+            yield np.broadcast_to(batch, (*batch.shape[:3], 3)) if coloured else batch
 
 
 def check_fits(reference: Side, extractor: Extractor) -> None:
@@ -68,9 +102,10 @@ def check_fits(reference: Side, extractor: Extractor) -> None:
             f"the reference {reference.name!r} was made with {reference.extractor}, the samples' features come from "
             f"{extractor.name}; {remedy}"
         )
-    if (size := reference[MOMENTS, "pool"].size) != extractor.feature_size:
+    moments = reference.parts.get((MOMENTS, "pool"))
+    if moments is not None and moments.size != extractor.feature_size:
         raise UserError(
-            f"the reference {reference.name!r} has {size} features to a picture, {extractor.name} gives "
+            f"the reference {reference.name!r} has {moments.size} features to a picture, {extractor.name} gives "
             f"{extractor.feature_size}; {remedy}"
         )
 

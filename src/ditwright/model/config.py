@@ -41,6 +41,7 @@ class DiTConfig:
     mlp_ratio: float = 4.0
     mlp_norm_eps: float = 1e-6  # diffusers' DiT: 1e-5
     time_shift: int = 0  # of the time features' frequencies; diffusers' DiT: 1
+    kind: Literal["dit"] = "dit"
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.heads < 1 or self.width % self.heads:
@@ -65,6 +66,13 @@ class DiTConfig:
     @property
     def depth(self) -> int:
         return sum(stage.depth for stage in self.stages)
+
+    def __str__(self) -> str:
+        blocks = ", ".join(
+            f"{stage.depth} {stage.mod}" + " with cross-attention" * stage.cross for stage in self.stages
+        )
+        patch = " x ".join(map(str, self.patch))
+        return f"blocks: {blocks}; width {self.width}, {self.heads} heads, patch {patch}"
 
 
 # The paper's four block designs (Peebles & Xie, Sec. 3.2): how a norm hears the condition, where it is a token.

@@ -102,12 +102,3 @@ def initialise(net: DiT) -> None:
         if isinstance(module, (AdaLN, AdaLNZero)):
             nn.init.zeros_(module.lin.weight)
     nn.init.zeros_(net.head.proj.weight)
-
-
-def build(config: DiTConfig, seed: int = 0) -> DiT:
-    """A freshly initialised network; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = DiT(config)
-        initialise(net)
-    return net

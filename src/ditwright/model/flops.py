@@ -1,4 +1,4 @@
-"""What a forward pass costs, counted exactly from the configuration.
+"""What a forward pass costs, counted exactly from the configuration; of a U-Net by torch's own counter.
 
 One multiply-add (MAC) is what the DiT paper calls a flop; a MAC is two floating-point operations.
 Counted are matrix products: projections, attention scores and sums, embeddings. Norms, activations and the softmax
@@ -14,16 +14,23 @@ from ..nn.branch import FEEDS
 from ..nn.embed import FREQUENCIES
 from ..nn.modulation import MODULATIONS
 from ..nn.tokens import patch_grid
+from .baseline import NetConfig, UNetConfig
 from .config import DiTConfig
+from .unet import unet_macs
 
 
-def tokens(config: DiTConfig, space: Sequence[int]) -> int:
-    """Tokens of one sample of the given spatial size (latent size, where there is a codec)."""
-    return math.prod(patch_grid(space, config.patch))
+def tokens(config: NetConfig, space: Sequence[int]) -> int:
+    """Tokens of one sample of the given spatial size (latent size, where there is a codec); of a U-Net, its places."""
+    return math.prod(space if isinstance(config, UNetConfig) else patch_grid(space, config.patch))
 
 
-def macs(config: DiTConfig, space: Sequence[int]) -> dict[str, int]:
+def macs(config: NetConfig, space: Sequence[int]) -> dict[str, int]:
     """Multiply-adds of one forward pass of one sample, by part."""
+    return unet_macs(config, tuple(space)) if isinstance(config, UNetConfig) else dit_macs(config, space)
+
+
+def dit_macs(config: DiTConfig, space: Sequence[int]) -> dict[str, int]:
+    """Those of a transformer."""
     d, image = config.width, tokens(config, space)
     condition = 1 + (config.num_classes > 0)  # tokens of the condition: time, label
     length = image + condition * (config.context == "stream")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .baseline import UNetConfig
 from .config import DiTConfig, Stage
 
 # Peebles & Xie, Table 1: depth, width, heads.
@@ -47,3 +48,6 @@ def lightning(size: str, patch: int) -> DiTConfig:
 
 PRESETS: dict[str, DiTConfig] = {f"DiT-{size}/{patch}": dit(size, patch) for size in SIZES for patch in (2, 4, 8)}
 PRESETS |= {f"LightningDiT-{size}/{p}": lightning(size, p) for size in LIGHTNING for p in LIGHTNING[size][3]}
+
+# Dhariwal & Nichol 2021, Sec. 4: the U-Net for ImageNet at 256 pixels, without a codec and with learned variance.
+BASELINES = {"ADM-256": UNetConfig(width=256, channels=3, out_channels=6)}

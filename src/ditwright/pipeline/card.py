@@ -8,7 +8,7 @@ from importlib.metadata import version
 from .. import __version__
 from ..codec.config import CodecConfig
 from ..diffusion.config import ProcessConfig, SampleConfig
-from ..model.config import DiTConfig
+from ..model.baseline import NetConfig
 
 CARD, WEIGHTS, CODEC, README = "card.yaml", "model.safetensors", "codec", "README.md"
 
@@ -17,7 +17,7 @@ CARD, WEIGHTS, CODEC, README = "card.yaml", "model.safetensors", "codec", "READM
 class Card:
     """What a checkpoint says of itself: enough to sample without a single flag."""
 
-    model: DiTConfig
+    model: NetConfig
     process: ProcessConfig
     codec: CodecConfig
     sample: SampleConfig
@@ -57,14 +57,13 @@ images = Pipeline.from_pretrained("{name}")({labels}).images  # the path or hub 
 def facts(card: Card, parameters: int) -> dict[str, str]:
     """How the network was made, for people."""
     model, process, codec, sample = card.model, card.process, card.codec, card.sample
-    blocks = ", ".join(f"{stage.depth} {stage.mod}" + " with cross-attention" * stage.cross for stage in model.stages)
     names = f", such as {', '.join(card.class_names[:5])}" if card.class_names else ", without names"
     table = f" of {process.steps} steps" if process.path.startswith("ddpm") else ""
     weights = f", from `{codec.source or CODEC}`" + f" (weights {codec.fingerprint[:12]})" * bool(codec.fingerprint)
     weights *= codec.kind not in ("auto", "pixels")
     guidance = f", guidance {sample.guidance_scale:g}" if sample.guidance_scale != 1 else ""
     return {
-        "network": f"blocks: {blocks}; width {model.width}, {model.heads} heads, patch {by(model.patch)}",
+        "network": str(model),
         "parameters": f"{parameters:,}",
         "classes": f"{model.num_classes:,}{names}" if model.num_classes else "none: unconditional",
         "pictures": f"{by(card.image_size)} pixels" if card.image_size else "size not known",

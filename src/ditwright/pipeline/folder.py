@@ -18,7 +18,7 @@ from ..convert import read as read_foreign
 from ..diffusion.process import Denoiser, process_from
 from ..errors import UserError
 from ..files import whole_folder
-from ..model.dit import DiT
+from ..model.build import empty
 from ..model.weights import State, load_strictly, read_safetensors, write_safetensors
 from ..train.state import checkpoints
 from .card import CARD, CODEC, README, WEIGHTS, Card, readme
@@ -162,7 +162,7 @@ def _foreign(path: Path, family: str | None, heads: int | None, codec: str) -> P
 
 def _denoiser(card: Card, state: State) -> Denoiser:
     with torch.device("meta"):
-        net = DiT(card.model)
+        net = empty(card.model)
     denoiser = Denoiser(net.to_empty(device="cpu"), process_from(card.process))
     load_strictly(denoiser, state)
     return denoiser

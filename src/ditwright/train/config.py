@@ -20,12 +20,15 @@ class OptimConfig:
     clip: float = 1.0  # largest gradient norm
     accumulate: int = 1  # batches per step
     ema: float = 0.9999
+    mup_width: int = 0  # the width at which lr is meant: rates and first weights follow muP to others; 0: they do not
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.clip <= 0:
             raise UserError(f"optim.lr and optim.clip must be above 0; got {self.lr:g} and {self.clip:g}")
         if self.warmup < 0 or self.weight_decay < 0:
             raise UserError("optim.warmup and optim.weight_decay must be 0 or more")
+        if self.mup_width < 0:
+            raise UserError(f"optim.mup_width is a width, or 0 for none; got {self.mup_width}")
         if self.accumulate < 1:
             raise UserError(f"optim.accumulate must be at least 1; got {self.accumulate}")
         if not 0 <= self.ema < 1 or not all(0 <= beta < 1 for beta in self.betas):
@@ -42,9 +45,12 @@ class LogConfig:
     evaluate_every: int = 500  # steps between measurements on data.validation, where it is given
     keep: int = 2  # checkpoints
     tensorboard: bool = False
+    watts: float = 0.0  # taken by all devices together, as you state it; 0: measured where the machine tells
+    pue: float = 1.0  # what the building takes for every kWh of its computers
+    grams_per_kwh: float = 0.0  # of CO2, the grid's carbon intensity; 0: not stated
 
     def __post_init__(self) -> None:
         least = {"every": 1, "keep": 1, "preview_every": 0, "checkpoint_every": 0, "evaluate_every": 0}
-        for name, low in least.items():
+        for name, low in {**least, "watts": 0, "pue": 1, "grams_per_kwh": 0}.items():
             if getattr(self, name) < low:
-                raise UserError(f"log.{name} must be at least {low}; got {getattr(self, name)}")
+                raise UserError(f"log.{name} must be at least {low}; got {getattr(self, name):g}")

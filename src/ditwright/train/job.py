@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..config import differences, dump_yaml, read_yaml, to_dict
+from ..config import differences, dump_yaml, from_dict, read_yaml, to_dict
 from ..diffusion.objective import Loss
 from ..errors import UserError
 from ..files import whole_file
@@ -29,15 +29,16 @@ from ..model.weights import read_safetensors
 from ..nn.branch import Runner, run_all
 from .config import LogConfig, OptimConfig
 from .ema import EMA
+from .energy import Estimate, Meter, Span, added, machine_meter, spans_of
 from .fit import Batch, Tick, fit
-from .log import Log
+from .log import Found, Log
 from .optim import schedule_from
 from .parallel import World
 from .precision import autocast, peak_flops, resolve
 from .state import checkpoint_path, checkpoints, forget_all_but, load_state, save_state
 
 # What a run may be continued with; a codec that was moved has the same fingerprint.
-MAY_CHANGE = ("steps", "log.", "sample.", "data.prefetch", "codec.source", "codec.revision")
+MAY_CHANGE = ("steps", "log.", "sample.", "measure.", "data.prefetch", "codec.source", "codec.revision")
 
 
 class Config(Protocol):
@@ -48,6 +49,15 @@ class Config(Protocol):
     precision: str
     optim: OptimConfig
     log: LogConfig
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something to be known of the average every so many steps (0: not on the way), and after the last."""
+
+    every: int
+    find: Callable[[], Found | None]  # None on other processes than the main one
+    together: bool = False  # all processes call it, and share its work; otherwise the main one alone
 
 
 @dataclass
@@ -65,7 +75,7 @@ class Job:
     preview: Callable[[Path, int], None]  # pictures of a step into the run folder
     world: World
     run: Runner = run_all
-    evaluate: Callable[[], dict[str, Any]] | None = None  # numbers of the average, every `log.evaluate_every` steps
+    measures: Sequence[Measure] = ()
     flops: float = 0  # of a training sample
 
 
@@ -77,36 +87,53 @@ def work(job: Job, output: Path) -> Path:
     world = job.world
     with claimed(output, world):
         config = job.config = settle(job.config, output, world)
-        done, seconds = resume(job, output)
+        done, seconds, before = resume(job, output)
         start = time.perf_counter() - seconds  # as if the run had never stopped
         if done >= config.steps:
             world.say(f"{output} is at step {done} of {config.steps}: nothing to do (ask for more with --steps)")
             return checkpoint_path(output, done)
         world.say(f"{f'going on at step {done}' if done else 'training'} on {world} in {config.precision}: {output}")
+        meter = meter_of(world)
         log: Log | nullcontext = nullcontext()
         if world.main:
             peak = world.size * peak_flops(config.precision, world.device) if job.flops else 0
             log = Log(output, config.log, done, config.steps, flops=job.flops, peak=peak)
-        with log, stop_asked() as asked:
+        with log, meter, stop_asked() as asked:
             for tick in ticks(job, done):
                 last = tick.step == config.steps
                 if isinstance(log, Log):
                     log.write(replace(tick, samples=tick.samples * world.size))
-                    if job.evaluate and (last or _due(tick.step, config.log.evaluate_every)):
-                        log.evaluated(tick.step, job.evaluate())
+                for found in measured(job, tick.step):
+                    if isinstance(log, Log):
+                        log.measured(tick.step, found)
                 if world.main and (_due(tick.step, config.log.preview_every) or (last and config.log.preview_every)):
                     job.preview(output, tick.step)  # before the checkpoint: a kill between them repeats it
                 leaves = world.any(last or bool(asked))
-                if world.main and (leaves or _due(tick.step, config.log.checkpoint_every)):
-                    save(job, output, {"step": tick.step, "seconds": time.perf_counter() - start})
+                if leaves or _due(tick.step, config.log.checkpoint_every):
+                    now = time.perf_counter() - start
+                    spans = added([*before, *spans_of(meter, config.log.watts, now - seconds, world.sum)])
+                    if world.main:
+                        save(job, output, {"step": tick.step, "seconds": now, "energy": to_dict(spans)})
                 if leaves:
                     break
+        if spans or config.log.pue != 1 or config.log.grams_per_kwh:
+            world.say(f"energy: {Estimate(spans, now, config.log.pue, config.log.grams_per_kwh)}")
         if world.any(bool(asked)):
             number = asked[0] if asked else signal.SIGTERM  # another process was asked
             name = signal.Signals(number).name
             world.say(f"{name}: saved step {tick.step} of {config.steps}; the same command goes on")
             raise SystemExit(128 + number)
         return checkpoint_path(output, config.steps)
+
+
+def measured(job: Job, step: int) -> Iterator[Found]:
+    """What is found after a step; for the main process to note, and nothing on the others."""
+    last = step == job.config.steps
+    for measure in job.measures:
+        if (last or _due(step, measure.every)) and (measure.together or job.world.main):
+            found = measure.find()
+            if found is not None:
+                yield found
 
 
 def _due(step: int, every: int) -> bool:
@@ -185,13 +212,25 @@ def save(job: Job, output: Path, facts: dict[str, Any]) -> None:
     forget_all_but(output, job.config.log.keep)
 
 
-def resume(job: Job, output: Path) -> tuple[int, float]:
-    """Bring the parts to the newest checkpoint of a run: how many steps are done, in how many seconds."""
+def meter_of(world: World) -> Meter:
+    """What this process counts of the energy that the run takes."""
+    cuda = world.device.type == "cuda"
+    uuid = str(torch.cuda.get_device_properties(world.device).uuid) if cuda else None
+    return machine_meter(uuid, first=world.local == 0)
+
+
+def resume(job: Job, output: Path) -> tuple[int, float, tuple[Span, ...]]:
+    """Bring the parts to the newest checkpoint of a run: the steps that are done, their seconds, their energy."""
     if not (found := checkpoints(output)):
-        return 0, 0.0
+        return 0, 0.0, ()
     average = read_safetensors(found[-1] / job.weights)
     facts = load_state(found[-1], job.net, job.optim, job.ema, job.loss, average)
-    return facts["step"], facts["seconds"]
+    return facts["step"], facts["seconds"], spans_in(facts)
+
+
+def spans_in(facts: dict[str, Any]) -> tuple[Span, ...]:
+    """The energy that a checkpoint's facts tell; none in those of before it was counted."""
+    return tuple(from_dict(Span, span, "energy") for span in facts.get("energy", []))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -19,6 +19,13 @@ from .fit import Tick
 def say(line: str) -> None:
     """A line for people, beside the progress bar."""
     tqdm.write(line, file=sys.stderr)
+
+
+class Found(NamedTuple):
+    """What a measurement found."""
+
+    line: dict[str, Any]  # for metrics.jsonl
+    curves: dict[str, Any]  # for TensorBoard: numbers, or lists of them, by name
 
 
 class Log:
@@ -34,7 +41,7 @@ class Log:
         if config.tensorboard:
             need("tensorboard", extra="track")
             self.board = need("torch.utils.tensorboard", extra="track").SummaryWriter(
-                run / "tensorboard", purge_step=done
+                run / "tensorboard", purge_step=done + 1
             )
         self.bar = tqdm(total=total, initial=done, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
@@ -51,17 +58,17 @@ class Log:
             speed["tflops"] = float(f"{rate * self.flops / 1e12:.4g}")
             speed["share_of_peak"] = round(rate * self.flops / self.peak, 4)
         numbers = {"loss": tick.loss, "grad_norm": tick.grad_norm, "lr": tick.lr}
-        self._note(tick.step, numbers, {"samples": tick.step * tick.samples, **speed})
+        self._note(tick.step, {**numbers, "samples": tick.step * tick.samples, **speed}, numbers)
 
-    def evaluated(self, step: int, numbers: dict[str, Any]) -> None:
-        """Note what an evaluation found, on a line of its own."""
-        self._note(step, numbers)
+    def measured(self, step: int, found: Found) -> None:
+        """Note what a measurement found, on a line of its own."""
+        self._note(step, found.line, found.curves)
 
-    def _note(self, step: int, numbers: dict[str, Any], more: dict[str, Any] | None = None) -> None:
-        self.file.write(json.dumps({"step": step, **numbers, **(more or {})}) + "\n")
+    def _note(self, step: int, line: dict[str, Any], curves: dict[str, Any]) -> None:
+        self.file.write(json.dumps({"step": step, **line}) + "\n")
         self.file.flush()
         if self.board is not None:
-            for name, value in numbers.items():
+            for name, value in curves.items():
                 for i, one in enumerate(value if isinstance(value, list) else [value]):
                     self.board.add_scalar(f"{name}/{i}" if isinstance(value, list) else name, one, step)
 

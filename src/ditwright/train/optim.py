@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -43,11 +44,23 @@ def schedule_from(config: OptimConfig, steps: int) -> Schedule:
     return Cosine(steps, config.warmup) if config.schedule == "cosine" else Constant(config.warmup)
 
 
-def adamw(net: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; weights of products decay, biases, norms and embeddings do not."""
+def adamw(net: nn.Module, config: OptimConfig, growth: Mapping[str, float] = MappingProxyType({})) -> torch.optim.AdamW:
+    """AdamW; weights of products decay, biases, norms and embeddings do not.
+
+    `growth`: by name of a weight, what its rate is divided by (`model/mup.py`).
+    """
     embeddings = {id(p) for m in net.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    params = [p for p in net.parameters() if p.requires_grad]
-    decays = [p for p in params if p.ndim >= 2 and id(p) not in embeddings]
-    stays = [p for p in params if p.ndim < 2 or id(p) in embeddings]
-    groups = [{"params": decays}, {"params": stays, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): []}  # the first one's rate is logged
+    for name, p in net.named_parameters():
+        if p.requires_grad:
+            decays = p.ndim >= 2 and id(p) not in embeddings
+            groups.setdefault((growth.get(name, 1.0), decays), []).append(p)
+    return torch.optim.AdamW(
+        [
+            {"params": params, "lr": config.lr / slower, "weight_decay": config.weight_decay if decays else 0.0}
+            for (slower, decays), params in groups.items()
+        ],
+        lr=config.lr,
+        betas=config.betas,
+        fused=True,
+    )

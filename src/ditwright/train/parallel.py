@@ -25,6 +25,7 @@ class World:
     device: torch.device
     rank: int = 0
     size: int = 1
+    local: int = 0  # rank among the processes of its machine
 
     @property
     def main(self) -> bool:
@@ -54,6 +55,10 @@ class World:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.item() / self.size
+
+    def sum(self, value: float) -> float:
+        """The sum of every process's number."""
+        return self.size * self.mean(value)
 
     def any(self, flag: bool) -> bool:
         """Whether it is so for any process."""
@@ -88,7 +93,7 @@ def join() -> World:
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return World(device, rank, size)
+    return World(device, rank, size, local)
 
 
 VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
