@@ -13,16 +13,32 @@ from ditwright.config import dump_yaml
 from ditwright.pictures import save_png, to_pil
 from ditwright.scaling.plan import Run, runs_of
 from ditwright.scaling.score import tiled
-from ditwright.scaling.study import HELD_OUT, STUDIES, STUDY, Conditioning, HeldOut, Study
+from ditwright.scaling.study import (
+    HELD_OUT,
+    STUDIES,
+    STUDY,
+    TRANSFER,
+    UNET,
+    Conditioning,
+    HeldOut,
+    Study,
+    Transfer,
+    UNets,
+)
 
 SPACE = (8, 8)
 SMALL = replace(
     STUDIES["digits"](),
     widths=(32, 48, 64, 96),
     patches=(2, 4),
+    steps=(400,),
     held_out=HeldOut(128, 2),
     conditioning=Conditioning(64, 2, ("adaln", "adaln-zero")),
+    unets=None,
+    transfer=None,
+    mup=False,
 )
+WHOLE = replace(SMALL, unets=UNets((8, 32)), transfer=Transfer((32, 64, 128), 4, 100, (0.25, 0.5, 1, 2, 4)))
 
 
 class Truth(NamedTuple):
@@ -50,10 +66,27 @@ def write_logs(folder: Path, study: Study = SMALL, *, noise: float = 0.0, held_o
             write_run(folder / run.name, run, float(np.exp(noise * draws.standard_normal())))
 
 
+def best_rate(width: int, mup: bool, base: float = SMALL.lr) -> float:
+    """The learning rate of the least loss: with muP that of width 64, without it falling as one over the width."""
+    return base if mup else base * 64 / width
+
+
+def handicap(run: Run) -> float:
+    """What a run's losses are times the law's: U-Nets are worse, and so are rates away from the best."""
+    if run.role == UNET:
+        return 1.25
+    if run.role != TRANSFER:
+        return 1.0
+    optim = run.config.optim
+    away = np.log(optim.lr / best_rate(run.config.model.width, optim.mup_width > 0))
+    return float(np.exp(0.05 * away**2))
+
+
 def write_run(folder: Path, run: Run, factor: float) -> None:
     """The files of a finished run whose losses are the law's, times a factor."""
     folder.mkdir(exist_ok=True)
     steps, model, truth = run.config.steps, run.config.model, Truth()
+    factor *= handicap(run)
     lines = []
     for step in sorted({-(-steps * tenth // 10) for tenth in range(1, 11)}):
         loss = factor * truth.loss(run.macs / 1e9, step / steps)
@@ -63,6 +96,7 @@ def write_run(folder: Path, run: Run, factor: float) -> None:
     frechet = {"name": "FD (judge-made-up)", "extractor": "judge-made-up", "value": distance, "samples": 20}
     facts = {
         "network": run.network,
+        "role": run.role,
         "width": model.width,
         "depth": model.depth,
         "patch": model.patch[0],
@@ -70,6 +104,7 @@ def write_run(folder: Path, run: Run, factor: float) -> None:
         "seed": run.config.seed,
         "steps": steps,
         "learning_rate": run.config.optim.lr,
+        "mup_width": run.config.optim.mup_width,
         "schedule": run.config.optim.schedule,
         "parameters": run.parameters,
         "macs": run.macs,

@@ -11,9 +11,10 @@ import yaml
 
 from ditwright.config import dump_yaml, from_dict
 from ditwright.errors import UserError
+from ditwright.model.build import build
 from ditwright.model.config import CONDITIONINGS
-from ditwright.model.dit import build
 from ditwright.model.flops import macs, tokens
+from ditwright.model.unet import unet_macs
 from ditwright.scaling.plan import (
     available_memory,
     check_memory,
@@ -29,6 +30,8 @@ from ditwright.scaling.study import (
     HELD_OUT,
     LADDER,
     STUDIES,
+    TRANSFER,
+    UNET,
     Conditioning,
     HeldOut,
     Study,
@@ -37,7 +40,7 @@ from ditwright.scaling.study import (
     settle,
 )
 from ditwright.train.cost import training_flops
-from scaling_logs import SMALL, SPACE
+from scaling_logs import SMALL, SPACE, WHOLE
 
 DIGITS = STUDIES["digits"]()
 
@@ -158,8 +161,10 @@ def test_a_study_is_yaml(tmp_path):
 
 def test_options_change_a_study_and_its_runs():
     words = "--widths 64,128 --held_out.width 256 --train.optim.ema 0.5 --train.data.validation_size=7"
+    words += " --transfer.steps 7 --unets.lr 0.5"
     study = changed(DIGITS, words.split())
     assert (study.widths, study.held_out) == ((64, 128), HeldOut(256, 1))
+    assert (study.transfer.steps, study.unets.lr, study.unets.widths) == (7, 0.5, DIGITS.unets.widths)
     assert (study.base().optim.ema, study.base().data.validation_size) == (0.5, 7)
     assert study.base().data.validation == DIGITS.base().data.validation
     assert changed(study, ["--train.optim.ema", "0.6"]).base().optim.ema == 0.6
@@ -175,6 +180,11 @@ def test_options_change_a_study_and_its_runs():
         ("--held_out.width 64", "is in the ladder too"),
         ("--conditioning.kinds adaln-one", "unknown conditioning 'adaln-one'"),
         ("--recipe digit", "unknown recipe 'digit'; known: digits"),
+        ("--lr_power 1", "with mup the rates follow the width by themselves"),
+        ("--lr_width 40", "lr_width must be a multiple of head_width 16"),
+        ("--transfer.widths 40", "widths of transfer must be multiples of head_width 16; got 40"),
+        ("--transfer.factors 1", "transfer needs a width, a seed, two factors"),
+        ("--unets.widths 12", "width 12 is not divisible by groups 8"),
         ("--samples 1", "samples must be 2 or more"),
         ("--lr 0", "lr above 0"),
         ("--train 3", "as in --train.optim.ema 0.99"),
@@ -205,3 +215,30 @@ def test_a_folder_keeps_its_study_which_may_grow_and_not_change(tmp_path):
             settle(other, tmp_path, lambda: "bf16")
     with pytest.raises(UserError, match="holds another study: options is"):
         settle(changed(SMALL, ["--train.optim.ema", "0.5"]), tmp_path, lambda: "bf16")
+
+
+def test_u_nets_and_learning_rates_stand_beside_the_ladder():
+    runs = runs_of(WHOLE, SPACE)
+    nets = [run for run in runs if run.role == UNET]
+    assert {run.name for run in nets} == {f"unet{width}-400-s{seed}" for width in (8, 32) for seed in (0, 1)}
+    assert {run.config.optim.lr for run in nets} == {WHOLE.unets.lr}
+    for run in nets:
+        model, ladder = run.config.model, runs[0].config.model
+        assert run.macs == sum(unet_macs(model, SPACE).values())
+        assert run.parameters == sum(p.numel() for p in build(model).parameters())
+        assert (model.channels, model.num_classes) == (ladder.channels, ladder.num_classes)
+    tried = [run for run in runs if run.role == TRANSFER]
+    assert len(tried) == 2 * 3 * 5
+    assert {run.config.steps for run in tried} == {100}
+    for run in tried:
+        lr, width = run.config.optim.lr, run.config.optim.mup_width
+        assert run.network == f"w{run.config.model.width}-p4-{'mup' if width else 'standard'}-x{lr / WHOLE.lr:g}"
+        assert width in (0, WHOLE.lr_width)
+    plain = {run.name: run.config for run in runs_of(SMALL, SPACE)}
+    beside = {run.name: run.config for run in runs if run.role not in (UNET, TRANSFER)}
+    assert beside == plain
+
+
+def test_with_mup_every_run_has_one_rate_meant_at_one_width():
+    ladder = [run.config.optim for run in runs_of(replace(SMALL, mup=True), SPACE)]
+    assert {(optim.lr, optim.mup_width) for optim in ladder} == {(SMALL.lr, SMALL.lr_width)}

@@ -127,15 +127,18 @@ def work(study: Study, folder: Path, args: argparse.Namespace) -> None:
 def fit(study: Study, folder: Path, args: argparse.Namespace) -> None:
     """Print the laws and what they say."""
     from ..scaling.fit import FIT, fit_study
-    from ..scaling.report import conditioning_table, law_table, prediction_table, slice_table, summary
+    from ..scaling.report import summary
+    from ..scaling.rows import conditioning_table, law_table, prediction_table, slice_table, unet_table
     from ..scaling.score import write_json
+    from ..scaling.transfer import sweep_table
 
     asked = network_asked(study, args.predict) if args.predict else None
     findings = fit_study(study, folder)
     write_json(folder / FIT, findings.as_dict())
     print("\n".join(summary(findings)))
     tables = (law_table(findings), prediction_table(findings), slice_table(findings))
-    for table in (*tables, conditioning_table(findings.conditionings())):
+    others = (conditioning_table(findings.conditionings()), unet_table(findings))
+    for table in (*tables, *others, sweep_table(findings.sweeps, study.lr)):
         if table.rows:
             print(f"\n{table.as_text()}")
     if asked:

@@ -14,13 +14,11 @@ import numpy as np
 
 from ..extras import need
 from ..files import whole_file
+from .canvas import COLOURS, FONT, INK, PALE, SMALL, corner, logarithmic, mark, named, panels
 from .fit import Findings, Fitted
 from .results import Network
 from .tables import brief
 
-COLOURS = ("#0b6fb8", "#d1590c", "#15803d", "#8b3fa8", "#b3203a", "#5b5b5b")  # told apart by the colour-blind too
-INK, PALE, GRID = "#26262c", "#8a8a92", "#e6e6ea"
-FONT, SMALL = 9.5, 8.0
 LABELS = ((-6, -13), (6, -3), (-2, 6))  # where widths stand, by patch, so that neighbours do not collide
 NAMES = {"loss": "held-out loss", "frechet": "Frechet distance"}
 GFLOPS = "Gflops: $10^9$ multiply-adds of a forward pass"
@@ -30,9 +28,11 @@ def save_figures(findings: Findings, folder: Path) -> dict[str, Path]:
     """Every figure that the findings have the numbers for, by name."""
     drawn: dict[str, Callable[[Findings], Any]] = {
         "quality": quality,
+        "unets": unets,
         "curves": curves,
         "slices": slices,
         "residuals": residuals,
+        "rates": rates,
     }
     folder.mkdir(parents=True, exist_ok=True)
     made = {}
@@ -43,48 +43,6 @@ def save_figures(findings: Findings, folder: Path) -> dict[str, Path]:
                 with whole_file(made[name]) as half:
                     figure.savefig(half, format="png", metadata={"Software": None})
     return made
-
-
-def panels(count: int, *, rows: int = 1, height: float = 4.4, width: float = 5.6) -> tuple[Any, list[Any]]:
-    """A figure with plain axes beside each other."""
-    figure = need("matplotlib.figure", extra="eval").Figure((width * count, height * rows), 150, layout="constrained")
-    need("matplotlib.backends.backend_agg", extra="eval").FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    made = [figure.add_subplot(rows, count, i + 1) for i in range(rows * count)]
-    for axes in made:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(PALE)
-        axes.tick_params(colors=INK, labelsize=SMALL, which="both", width=0.6, length=3)
-        axes.grid(axis="y", color=GRID, linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.margins(x=0.1, y=0.1)
-    return figure, made
-
-
-def named(axes: Any, title: str, x: str, y: str = "") -> None:
-    """Title at the left, names of the axes."""
-    axes.set_title(title, loc="left", fontsize=FONT + 1.5, color=INK, fontweight="bold", pad=10)
-    axes.set_xlabel(x, fontsize=FONT, color=INK)
-    axes.set_ylabel(y, fontsize=FONT, color=INK)
-
-
-def logarithmic(axes: Any, *, plain: bool = True) -> None:
-    """Powers along both axes, with numbers a few to a decade; `plain`: those along x without exponents."""
-    ticker = need("matplotlib.ticker", extra="eval")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        if axis is axes.xaxis and not plain:
-            continue
-        wide = limits[1] / limits[0]
-        fine = next((step for factor, step in ((1.35, 0.1), (1.6, 0.2), (4, 0.5)) if wide < factor), 0)
-        marks = np.arange(1, 10, fine).round(1).tolist() if fine else (1, 2, 5) if wide < 300 else (1,)
-        axis.set_major_locator(ticker.LogLocator(subs=marks, numticks=60))
-        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}" if value >= 1e-4 else f"{value:f}"))
-        axis.set_minor_formatter(ticker.NullFormatter())
-        if fine or wide < 300:
-            axis.set_minor_locator(ticker.NullLocator())
-        (axes.set_xlim if axis is axes.xaxis else axes.set_ylim)(limits)
 
 
 def colours(found: Sequence[Network]) -> dict[int, str]:
@@ -131,6 +89,62 @@ def quality(findings: Findings) -> Any:
     return figure
 
 
+def unets(findings: Findings) -> Any:
+    """U-Nets among the transformers, by the cost of a forward pass."""
+    if not findings.unets or not findings.equal:
+        return None
+    metrics, colour = metrics_of(findings), colours(findings.equal)
+    figure, axes = panels(len(metrics))
+    for one, metric in zip(axes, metrics, strict=True):
+        for patch, shade in colour.items():
+            part = [n for n in findings.equal if n.patch == patch and n.values(metric)]
+            one.plot([n.gflops for n in part], [n.mean(metric) for n in part], "o", color=shade, markersize=3.4)
+            if part:
+                by, last = (6, -3), part[-1]
+                mark(one, last.gflops, last.mean(metric), f"patch {patch}", shade, by, bold=True)
+            if fitted := findings.law(metric, "gflops", patch):
+                lawline(one, fitted, shade)
+        part = [n for n in findings.unets if n.values(metric)]
+        one.plot([n.gflops for n in part], [n.mean(metric) for n in part], color=INK, linewidth=1)
+        points(one, part, metric, INK, (5, 5), marker="s")
+        if part:
+            mark(one, part[0].gflops, part[0].mean(metric), "U-Net", INK, (-8, -3), bold=True, ha="right")
+        one.margins(x=0.22)
+        logarithmic(one)
+        title = f"{NAMES[metric].capitalize()}: transformers and U-Nets"
+        named(one, title, GFLOPS, unit(findings, metric))
+    return figure
+
+
+def rates(findings: Findings) -> Any:
+    """Loss against the learning rate for each width, without muP and with it."""
+    kinds = [mup for mup in (False, True) if any(sweep.mup == mup for sweep in findings.sweeps)]
+    if not kinds:
+        return None
+    figure, axes = panels(len(kinds))
+    widths = sorted({sweep.width for sweep in findings.sweeps})
+    for one, mup in zip(axes, kinds, strict=True):
+        for sweep in (s for s in findings.sweeps if s.mup == mup):
+            shade = COLOURS[widths.index(sweep.width) % len(COLOURS)]
+            one.plot(sweep.rates, sweep.losses, "o-", color=shade, markersize=3.6, linewidth=1)
+            least = min(sweep.losses)
+            one.plot([sweep.best], [least], "v", color=shade, markersize=8, markerfacecolor="white", zorder=4)
+            mark(one, sweep.rates[0], sweep.losses[0], f"width {sweep.width}", shade, (-5, 5), bold=True)
+        one.axvline(findings.study.lr, color=PALE, linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
+        corner(one, "dotted: the study's rate")
+        logarithmic(one)
+        named(
+            one,
+            "With muP" if mup else "Standard parameterisation",
+            f"learning rate at width {findings.study.lr_width}" if mup else "learning rate",
+        )
+    low, high = (f(f(one.get_ylim()) for one in axes) for f in (min, max))
+    for one in axes:
+        one.set_ylim(low, high)
+    axes[0].set_ylabel(f"held-out loss after {findings.study.transfer.steps:,} steps", fontsize=FONT, color=INK)
+    return figure
+
+
 def unit(findings: Findings, metric: str) -> str:
     """What a metric's numbers are of."""
     if metric == "loss":
@@ -139,36 +153,21 @@ def unit(findings: Findings, metric: str) -> str:
     return f"{facts['name']}, {facts['samples']:,} samples"
 
 
-def corner(axes: Any, words: str) -> None:
-    """Words at the lower left."""
-    axes.text(0.02, 0.03, words, color=PALE, fontsize=SMALL, transform=axes.transAxes, va="bottom")
-
-
-def points(axes: Any, part: Sequence[Network], metric: str, shade: str, by: tuple[float, float] = (4, 4)) -> None:
+def points(
+    axes: Any,
+    part: Sequence[Network],
+    metric: str,
+    shade: str,
+    by: tuple[float, float] = (4, 4),
+    *,
+    marker: str = "o",
+) -> None:
     """Networks with their width beside them; a line from the least to the largest of their seeds."""
     for network in part:
         values = network.values(metric)
         axes.plot([network.gflops] * 2, [min(values), max(values)], color=shade, linewidth=1.2, solid_capstyle="butt")
-        axes.plot([network.gflops], [network.mean(metric)], "o", color=shade, markersize=4.6)
+        axes.plot([network.gflops], [network.mean(metric)], marker, color=shade, markersize=4.6)
         mark(axes, network.gflops, network.mean(metric), str(network.width), shade, by)
-
-
-def mark(
-    axes: Any,
-    x: float,
-    y: float | None,
-    text: str,
-    shade: str,
-    by: tuple[float, float],
-    *,
-    ha: str = "left",
-    **style: Any,
-) -> None:
-    """Words beside a point, `by` so many typographic points."""
-    weight = "bold" if style.get("bold") else "normal"
-    axes.annotate(
-        text, (x, y), xytext=by, textcoords="offset points", fontsize=SMALL, color=shade, ha=ha, fontweight=weight
-    )
 
 
 def lawline(axes: Any, fitted: Fitted, shade: str, *, dashed: bool = False, until: float = 0) -> None:

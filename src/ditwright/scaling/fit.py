@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from .optimum import Slice, frontier, growth, slices
 from .plan import Run
 from .results import Network, Result, at_steps, diverged, networks, read_results
 from .score import FACTS, write_json
-from .study import CONDITIONING, HELD_OUT, LADDER, Study, named
+from .study import CONDITIONING, HELD_OUT, LADDER, UNET, Study, named
+from .transfer import Sweep, drift, sweeps
 
 PREDICTION, FIT = "prediction.json", "fit.json"
 METRICS = ("loss", "frechet")
@@ -69,6 +71,8 @@ class Findings:
     slices: list[Slice]
     prediction: dict[str, Any] | None  # as it was written before the held-out network was trained
     held_out: Network | None  # as it came out
+    unets: list[Network]  # U-Nets beside the ladder
+    sweeps: list[Sweep]  # of learning rates
     diverged: dict[str, str]
     reference: dict[str, Any]  # what samples were compared with
 
@@ -103,6 +107,18 @@ class Findings:
         by_kind = {network.runs[0].facts["conditioning"]: network for network in groups}
         return {kind: by_kind[kind] for kind in part.kinds if kind in by_kind} if part else {}
 
+    def duels(self) -> list[dict[str, Any]]:
+        """Each U-Net beside what the law of each patch says of a transformer of as many Gflops."""
+        found = []
+        for network, metric in product(self.unets, METRICS):
+            laws = [f for f in self.laws if (f.metric, f.against) == (metric, "gflops")]
+            if (value := network.mean(metric)) is not None and laws:
+                told = {scope(f): float(f.law.at(network.gflops)) for f in laws if f.patch is not None}
+                inside = {scope(f): f.law.span[0] <= network.gflops <= f.law.span[1] for f in laws}
+                one = {"network": network.name, "gflops": network.gflops, "metric": metric, "value": value}
+                found.append({**one, "transformers": told, "inside": {name: inside[name] for name in told}})
+        return found
+
     def overfitted(self) -> dict[str, float]:
         """Runs whose held-out loss rose again, and by what share over its lowest."""
         rises = {r.name: r.loss / min(loss for _, loss in r.curve) - 1 for r in self.results}
@@ -120,6 +136,9 @@ class Findings:
             "best_size_grows_as_compute_to_the": growth(self.slices),
             "backtests": self.backtests,
             "held_out": self.misses(),
+            "unets": self.duels(),
+            "best_rates": [{"width": s.width, "mup": s.mup, "rate": s.best, "open": s.open} for s in self.sweeps],
+            "best_rates_drift": {name: drift(self.sweeps, mup) for name, mup in (("standard", False), ("mup", True))},
             "over_fitted": self.overfitted(),
             "diverged": self.diverged,
         }
@@ -141,6 +160,8 @@ def fit_study(study: Study, folder: Path, *, rounds: int = ROUNDS) -> Findings:
         slices(ladder, study.flops),
         told.get(named(study.held_out.width, study.held_out.patch)) if study.held_out else None,
         held_out[-1] if held_out else None,
+        networks(r for r in results if r.role == UNET),
+        sweeps(results),
         diverged(folder),
         json.loads(facts.read_text()) if facts.exists() else {},
     )

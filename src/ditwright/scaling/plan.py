@@ -6,20 +6,22 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from ..data.sources import open_dataset
 from ..errors import UserError
 from ..experiment import TrainConfig
-from ..model.config import CONDITIONINGS, DiTConfig, conditioned
-from ..model.dit import DiT
+from ..model.build import parameters
+from ..model.config import CONDITIONINGS, conditioned
 from ..model.flops import macs, tokens
 from ..run import agreed_codec, largest
 from ..train.cost import BACKWARD, memory, training_flops
 from .law import FEWEST
-from .study import CONDITIONING, HELD_OUT, LADDER, Study, named
+from .study import CONDITIONING, HELD_OUT, LADDER, TRANSFER, UNET, Study, named
 from .tables import Table, brief, duration
 
 EVALUATIONS = {"heun": 2}  # of the network for each step of a sampler; one for the others
@@ -45,7 +47,7 @@ class Run:
 
     name: str  # its folder
     network: str  # the same for every seed and length
-    role: str  # LADDER, CONDITIONING or HELD_OUT
+    role: str  # LADDER, CONDITIONING, UNET, TRANSFER or HELD_OUT
     kind: str  # of conditioning
     config: TrainConfig
     space: tuple[int, ...]  # of a sample, in latents
@@ -98,8 +100,9 @@ def runs_of(study: Study, space: tuple[int, ...] | None = None) -> tuple[Run, ..
         raise UserError("a study compares losses on held-out data: name them, as in --train.data.validation SOURCE")
     space = space or space_of(base)
     found: dict[str, Run] = {}
-    for run in _all(study, base, space):
-        found.setdefault(run.name, run)  # two lengths may come to the same steps
+    for entry in entries(study, base):
+        for run in lengths(study, entry, space):
+            found.setdefault(run.name, run)  # two lengths may come to the same steps
     if study.held_out and len({run.macs for run in found.values() if run.role == LADDER}) < FEWEST:
         raise UserError(f"a prediction needs a ladder of at least {FEWEST} networks of different cost; add some widths")
     order = {seed: place for place, seed in enumerate(study.seeds)}
@@ -109,25 +112,45 @@ def runs_of(study: Study, space: tuple[int, ...] | None = None) -> tuple[Run, ..
     )
 
 
-def _all(study: Study, base: TrainConfig, space: tuple[int, ...]) -> Iterator[Run]:
+class Entry(NamedTuple):
+    """A training run before its lengths are known."""
+
+    network: str
+    role: str
+    kind: str  # of conditioning
+    config: TrainConfig
+
+
+def entries(study: Study, base: TrainConfig) -> Iterator[Entry]:
+    """Everything that a study trains."""
     own = next((kind for kind in CONDITIONINGS if conditioned(base.model, kind) == base.model), "")
-    for patch in study.patches:
-        for width in study.widths:
-            for seed in study.seeds:
-                yield from _lengths(study, network(study, base, width, patch), space, LADDER, own, seed)
+    for patch, width, seed in product(study.patches, study.widths, study.seeds):
+        yield Entry(named(width, patch), LADDER, own, network(study, base, width, patch, seed))
     if part := study.conditioning:
-        config = network(study, base, part.width, part.patch)
-        for kind in part.kinds:
-            other = replace(config, model=conditioned(config.model, kind))
-            for seed in study.seeds:
-                yield from _lengths(study, other, space, CONDITIONING, kind, seed, suffix=kind if kind != own else "")
+        for kind, seed in product(part.kinds, study.seeds):
+            config = network(study, base, part.width, part.patch, seed)
+            name = named(part.width, part.patch, kind if kind != own else "")
+            yield Entry(name, CONDITIONING, kind, replace(config, model=conditioned(config.model, kind)))
+    if nets := study.unets:
+        for width, seed in product(nets.widths, study.seeds):
+            optim = replace(base.optim, lr=nets.lr)
+            yield Entry(
+                f"unet{width}", UNET, "", replace(base, model=nets.model(width, base.model), optim=optim, seed=seed)
+            )
+    if tried := study.transfer:
+        for mup, width, factor, seed in product((False, True), tried.widths, tried.factors, tried.seeds):
+            config = network(replace(study, lr_power=0, mup=mup), base, width, tried.patch, seed)
+            name = named(width, tried.patch, f"{'mup' if mup else 'standard'}-x{factor:g}")
+            optim = replace(config.optim, lr=config.optim.lr * factor)
+            yield Entry(name, TRANSFER, own, replace(config, optim=optim, steps=tried.steps))
     if part := study.held_out:
-        config = network(study, base, part.width, part.patch)
         for seed in part.seeds:
-            yield from _lengths(study, config, space, HELD_OUT, own, seed)
+            yield Entry(
+                named(part.width, part.patch), HELD_OUT, own, network(study, base, part.width, part.patch, seed)
+            )
 
 
-def network(study: Study, base: TrainConfig, width: int, patch: int) -> TrainConfig:
+def network(study: Study, base: TrainConfig, width: int, patch: int, seed: int) -> TrainConfig:
     """The base with a network of this width, and all that follows from it."""
     model = replace(
         base.model,
@@ -136,32 +159,27 @@ def network(study: Study, base: TrainConfig, width: int, patch: int) -> TrainCon
         stages=(replace(base.model.stages[0], depth=study.depth(width)),),
         patch=(patch,) * len(base.model.patch),
     )
-    return replace(base, model=model, optim=replace(base.optim, lr=study.rate(width)))
+    optim = replace(base.optim, lr=study.rate(width), mup_width=study.lr_width if study.mup else 0)
+    return replace(base, model=model, optim=optim, seed=seed)
 
 
-def _lengths(
-    study: Study, config: TrainConfig, space: tuple[int, ...], role: str, kind: str, seed: int, suffix: str = ""
-) -> Iterator[Run]:
-    model = config.model
-    name = named(model.width, model.patch[0], suffix)
-    cost, parameters = sum(macs(model, space).values()), parameters_of(model)
-    sample = samples_per_step(config)
+def lengths(study: Study, entry: Entry, space: tuple[int, ...]) -> Iterator[Run]:
+    """A run for each of the study's lengths; beside the ladder, for the longest of them."""
+    model, sample = entry.config.model, samples_per_step(entry.config)
+    cost, size = sum(macs(model, space).values()), parameters(model)
     steps = [
         *study.steps,
         *(count / (sample * tokens(model, space)) for count in study.tokens),
         *(count / training_flops(model, space, sample) for count in study.flops),
     ]
-    if role != LADDER:  # beside the longest of the ladder's runs
+    if entry.role == TRANSFER:
+        steps = [entry.config.steps]
+    elif entry.role != LADDER:
         steps = [max(study.steps)] if study.steps else steps[-1:]
     for number in (max(1, round(count)) for count in steps):
-        made = replace(config, steps=number, seed=seed)
-        yield Run(f"{name}-{number}-s{seed}", name, role, kind, made, space, parameters, cost)
-
-
-def parameters_of(model: DiTConfig) -> int:
-    """Trained parameters of a network, without allocating them."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in DiT(model).parameters())
+        made = replace(entry.config, steps=number)
+        name = f"{entry.network}-{number}-s{made.seed}"
+        yield Run(name, entry.network, entry.role, entry.kind, made, space, size, cost)
 
 
 def available_memory(device: torch.device) -> int:
@@ -192,7 +210,7 @@ def check_memory(runs: Iterable[Run], available: int) -> None:
 
 def effort(run: Run, samples: int) -> float:
     """All that a run does, in samples trained: its training, its validations, and `samples` drawn in the end."""
-    config = run.config
+    config, samples = run.config, 0 if run.role == TRANSFER else samples
     every = config.log.evaluate_every
     validations = config.steps // every + (config.steps % every > 0) if every else 1
     drawn = samples * config.sample.num_inference_steps * EVALUATIONS.get(config.sample.sampler, 1)

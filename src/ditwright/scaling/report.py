@@ -17,16 +17,25 @@ from PIL import Image
 from ..files import whole_file
 from ..pictures import PAPER, enlarged, save_png, sheet
 from .figures import NAMES, save_figures
-from .fit import Findings, Fitted, scope
+from .fit import Findings
 from .law import EXPONENTS
-from .results import Network, networks
+from .results import Network
+from .rows import (
+    conditioning_table,
+    correlation,
+    equation,
+    law_table,
+    network_table,
+    prediction_table,
+    slice_table,
+    unet_table,
+)
 from .score import COLUMNS, PICTURES
 from .score import SHOWN as SAMPLES_SHOWN
 from .tables import Table, brief, duration, within
+from .transfer import drift, sweep_table
 
 PAGE = "index.html"
-# Quoted from Peebles & Xie 2022, block designs: FID-50K of DiT-XL/2 on ImageNet after 400,000 steps.
-QUOTED = {"in-context": 35.24, "cross": 26.14, "adaln": 25.21, "adaln-zero": 19.47}
 SHOWN, ACROSS, CELL = 10, 10, 40  # samples of a network on the sheet, and pixels of each at least
 STYLE = """
 :root { color-scheme: light; }
@@ -102,6 +111,24 @@ def sections(findings: Findings, figures: dict[str, Path], name: str) -> Iterato
             "<p class=note>Paper: FID-50K of DiT-XL/2 on ImageNet after 400,000 steps, quoted from Peebles &amp; Xie "
             "2022.</p>"
         )
+    yield from shown(
+        figures,
+        "unets",
+        "Transformer against U-Net",
+        "Squares are ADM-style U-Nets, their width beside them, trained as long on the same batches; lines from one "
+        "seed to the other. Transformers' laws are those of the figure at the top.",
+    )
+    if findings.unets:
+        yield table(unet_table(findings), fit)
+        yield "<p class=note>In brackets the U-Net over the transformer; * beyond the networks of that law.</p>"
+    yield from shown(
+        figures,
+        "rates",
+        "One learning rate for every width",
+        "Each line is a width at several rates; a triangle marks the lowest point of a parabola through the least "
+        "three. muP divides the rate of matrices whose inputs grow with the width.",
+    )
+    yield table(sweep_table(findings.sweeps, findings.study.lr), run)
     yield "<h2>Every network</h2>"
     yield table(network_table(findings), run)
     yield "<h2>What does not follow the law, and what is not shown</h2>"
@@ -156,117 +183,6 @@ def summary(findings: Findings) -> Iterator[str]:
         )
 
 
-def equation(fitted: Fitted) -> str:
-    """A law in words, with the interval of its exponent."""
-    law = fitted.law
-    return f"{brief(law.c)} + {brief(law.a)} x^-b, b = {within(law.b, law.interval('b'))}"
-
-
-def correlation(fitted: Fitted) -> float:
-    """Of log cost with log quality."""
-    return float(np.corrcoef(np.log(fitted.x), np.log(fitted.y))[0, 1])
-
-
-def law_table(findings: Findings) -> Table:
-    """Every law with its intervals."""
-    against = {"gflops": "Gflops", "compute": "training FLOPs", "frontier": "training FLOPs, least loss"}
-    rows = [
-        (
-            f"{NAMES[f.metric]}, {scope(f)}",
-            against[f.against],
-            str(len(f.x)),
-            *(within(getattr(f.law, part), f.law.interval(part)) for part in "bca"),
-            f"{100 * float(np.sqrt(np.mean(f.law.errors**2))):.1f}%",
-            f"{correlation(f):.2f}",
-        )
-        for f in findings.laws
-    ]
-    return Table(("law y = a x^-b + c", "x", "points", "b", "floor c", "a", "scatter", "correlation"), rows)
-
-
-def prediction_table(findings: Findings) -> Table:
-    """What was foretold and what came: the held-out network, and the costliest of the ladder from the others."""
-    rows = []
-    for metric, miss in findings.misses().items():
-        network = findings.held_out.name if findings.held_out else "-"
-        row = (f"{network}, {NAMES[metric]}", f"{miss['by']}, written before training")
-        rows.append(
-            (*row, within(miss["value"], miss["interval"]), brief(miss["actual"]), f"{100 * miss['miss']:+.1f}%")
-        )
-        for name, other in miss["others"].items():
-            told = within(other["value"], other["interval"])
-            share = miss["misses_of_others"][name]
-            rows.append((row[0], f"{name}, written beside it", told, brief(miss["actual"]), f"{100 * share:+.1f}%"))
-    for test in findings.backtests:
-        law = "every patch" if test["patch"] is None else f"patch {test['patch']}"
-        rows.append(
-            (
-                f"{test['network']}, {NAMES[test['metric']]}",
-                f"{law}, without it",
-                within(test["value"], test["interval"]),
-                brief(test["actual"]),
-                f"{100 * test['miss']:+.1f}%",
-            )
-        )
-    return Table(("network", "law", "predicted", "came to", "miss"), rows)
-
-
-def slice_table(findings: Findings) -> Table:
-    """The best size for each compute."""
-    rows = [
-        (f"{s.compute:.2e}", str(s.patch), ", ".join(s.networks), s.best, brief(s.minimum)) for s in findings.slices
-    ]
-    return Table(("training FLOPs", "patch", "networks", "best of them", "lowest point (Gflops)"), rows)
-
-
-def conditioning_table(found: dict[str, Network]) -> Table:
-    """Each way of conditioning beside the paper's number."""
-    rows = [
-        (
-            kind,
-            network.name,
-            f"{network.runs[0].facts['parameters']:,}",
-            brief(network.gflops),
-            values(network, "loss"),
-            values(network, "frechet"),
-            str(QUOTED.get(kind, "-")),
-        )
-        for kind, network in found.items()
-    ]
-    return Table(("conditioning", "network", "parameters", "Gflops", "held-out loss", "Frechet", "paper's FID"), rows)
-
-
-def values(network: Network, metric: str) -> str:
-    """The mean over seeds, and the seeds."""
-    found = network.values(metric)
-    return brief(network.mean(metric)) + (f" ({', '.join(map(brief, found))})" if len(found) > 1 else "")
-
-
-def network_table(findings: Findings) -> Table:
-    """Every network that was trained, with what it came to."""
-    rows = []
-    for network in networks(findings.results):
-        facts = network.runs[0].facts
-        rows.append(
-            (
-                network.name,
-                str(facts["depth"]),
-                f"{facts['parameters']:,}",
-                brief(network.gflops),
-                str(facts["tokens"]),
-                f"{facts['steps']:,}",
-                f"{facts['learning_rate']:g}",
-                f"{network.compute:.2e}",
-                duration(float(np.mean([run.facts["seconds"] for run in network.runs]))),
-                brief(network.mean("train_loss")),
-                values(network, "loss"),
-                values(network, "frechet"),
-            )
-        )
-    header = "network,depth,parameters,Gflops,tokens,steps,rate,training FLOPs,time,training loss,held-out loss,Frechet"
-    return Table(header.split(","), rows)
-
-
 def exceptions(findings: Findings) -> Iterator[str]:
     """Where the study departs from a law in Gflops, and what it does not look at."""
     for metric in NAMES:
@@ -291,10 +207,24 @@ def exceptions(findings: Findings) -> Iterator[str]:
             f"the {facts['pictures']:,} of {facts['reference']}."
         )
     yield from (f"Left out: {name}, {why}." for name, why in findings.diverged.items())
+    yield from _rates(findings)
+    if not findings.unets:
+        yield "Not in this study: a U-Net at equal Gflops."
+
+
+def _rates(findings: Findings) -> Iterator[str]:
+    """How learning rates were chosen, and whether one serves all."""
     study = findings.study
-    rate = f"{study.lr:g} (width / {study.lr_width})^-{study.lr_power:g}"
-    yield f"The learning rate is {rate}, a rule and not tuned for each size."
-    yield "Not in this study: a U-Net at equal Gflops, and a width-aware parameterisation (muP)."
+    if study.mup:
+        yield f"The learning rate is {study.lr:g}, meant at width {study.lr_width} and carried to the others by muP."
+    else:
+        power = f" (width / {study.lr_width})^-{study.lr_power:g}" if study.lr_power else ""
+        yield f"The learning rate is {study.lr:g}{power}, a rule and not tuned for each size."
+    if study.unets and findings.unets:
+        yield f"The U-Nets' learning rate is {study.unets.lr:g} for all of them."
+    for mup, name in ((False, "Without muP"), (True, "With muP")):
+        if (times := drift(findings.sweeps, mup)) is not None:
+            yield f"{name} the best learning rates of the widths tried lie within a factor of {times:.2g}."
 
 
 def _told(real: dict) -> dict:

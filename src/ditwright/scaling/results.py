@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .study import CONDITIONING, HELD_OUT, LADDER, Study, named
+from .study import CONDITIONING, HELD_OUT, LADDER, TRANSFER, UNET, Study, named
 
 SCORES, DIVERGED, METRICS = "scores.json", "diverged.json", "metrics.jsonl"
 
@@ -22,7 +22,7 @@ class Result:
 
     name: str
     network: str
-    role: str  # LADDER, CONDITIONING or HELD_OUT
+    role: str  # LADDER, CONDITIONING, UNET, TRANSFER or HELD_OUT
     facts: dict[str, Any]  # scores.json
     curve: tuple[tuple[int, float], ...]  # steps done, loss on held-out data
     train_loss: float  # of the last quarter of its steps
@@ -51,6 +51,11 @@ class Result:
     def seed(self) -> int:
         """Of weights, order and noise."""
         return self.facts["seed"]
+
+    @property
+    def rate(self) -> tuple[bool, float]:
+        """Whether it followed muP, and its learning rate (at the base width)."""
+        return bool(self.facts.get("mup_width")), self.facts["learning_rate"]
 
     @property
     def constant(self) -> bool:
@@ -136,13 +141,16 @@ def read_result(study: Study, folder: Path) -> Result | None:
 def role_of(study: Study, facts: dict[str, Any]) -> str | None:
     """What a run is to a study, which may have grown since: part of the ladder, held out, ..., or nothing."""
     place = (facts["width"], facts["patch"])
+    if facts.get("role") in (UNET, TRANSFER):
+        part = study.unets if facts["role"] == UNET else study.transfer
+        return facts["role"] if part and facts["width"] in part.widths else None
     own = facts["network"] == named(*place)
     if own and study.held_out and place == (study.held_out.width, study.held_out.patch):
         return HELD_OUT
     if own and facts["width"] in study.widths and facts["patch"] in study.patches and facts["seed"] in study.seeds:
         return LADDER
-    part = study.conditioning
-    if part and place == (part.width, part.patch) and facts["conditioning"] in part.kinds:
+    paper = study.conditioning
+    if paper and place == (paper.width, paper.patch) and facts["conditioning"] in paper.kinds:
         return CONDITIONING
     return None
 

@@ -37,7 +37,7 @@ from ..pipeline import Pipeline
 from ..run import largest
 from ..train.state import read_facts
 from .plan import Run
-from .study import Study
+from .study import TRANSFER, Study
 
 JUDGE, REFERENCE, FACTS = "judge.safetensors", "reference.npz", "reference.json"
 SCORES, PICTURES = "scores.json", "samples.png"
@@ -104,10 +104,11 @@ def distance(reference: Gaussian, features: np.ndarray, extractor: str) -> dict[
 def score(
     run: Run, study: Study, referee: Referee | None, output: Path, checkpoint: Path, device: torch.device
 ) -> None:
-    """Draw samples of a finished run, and write what it came to."""
+    """Write what a finished run came to; of most, after drawing samples."""
     model = run.config.model
     facts: dict[str, Any] = {
         "network": run.network,
+        "role": run.role,
         "width": model.width,
         "depth": model.depth,
         "patch": model.patch[0],
@@ -116,6 +117,7 @@ def score(
         "steps": run.config.steps,
         "samples_trained": run.trained,
         "learning_rate": run.config.optim.lr,
+        "mup_width": run.config.optim.mup_width,
         "schedule": run.config.optim.schedule,
         "parameters": run.parameters,
         "macs": run.macs,
@@ -123,7 +125,7 @@ def score(
         "training_flops": run.flops,
         "seconds": round(read_facts(checkpoint)["seconds"], 1),
     }
-    if referee:
+    if referee and run.role != TRANSFER:
         pipe = Pipeline.from_pretrained(checkpoint, device=device)
         facts["frechet"], shown = compared(pipe, study, referee)
         save_png(to_pil(tiled(shown)), output / PICTURES)

@@ -11,13 +11,15 @@ from ..config import differences, dump_yaml, merge, overrides, read_yaml, to_dic
 from ..errors import UserError, lookup, unknown
 from ..experiment import TrainConfig
 from ..files import whole_file
-from ..model.config import CONDITIONINGS
+from ..model.baseline import UNetConfig
+from ..model.config import CONDITIONINGS, DiTConfig
 from ..recipes import RECIPES
 
 STUDY = "study.yaml"
-LADDER, CONDITIONING, HELD_OUT = "ladder", "conditioning", "held out"  # what a run is there for
+# What a run is there for.
+LADDER, CONDITIONING, UNET, TRANSFER, HELD_OUT = "ladder", "conditioning", "U-Net", "learning rate", "held out"
 # What a study may be continued with: more runs of the same kind. Anything else would compare what is not alike.
-MAY_GROW = ("widths", "patches", "steps", "tokens", "flops", "seeds", "held_out", "conditioning")
+MAY_GROW = ("widths", "patches", "steps", "tokens", "flops", "seeds", "held_out", "conditioning", "unets", "transfer")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,48 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
+class UNets:
+    """U-Nets that are compared with the transformers at equal Gflops: one of each width, trained as long."""
+
+    widths: tuple[int, ...]
+    levels: tuple[int, ...] = (1, 2)
+    depth: int = 2
+    attention: int = 1
+    head_width: int = 16
+    groups: int = 8
+    lr: float = 1e-3  # of all of them
+
+    def model(self, width: int, like: DiTConfig) -> UNetConfig:
+        """The network of a width, with the inputs and outputs of a transformer."""
+        return UNetConfig(
+            width,
+            self.levels,
+            self.depth,
+            self.attention,
+            self.head_width,
+            self.groups,
+            like.channels,
+            like.out_channels,
+            like.num_classes,
+        )
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Whether the best learning rate moves with the width: every width and rate, without muP and with it."""
+
+    widths: tuple[int, ...]
+    patch: int
+    steps: int
+    factors: tuple[float, ...]  # on the study's rate
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if not self.widths or len(self.factors) < 2 or min(self.factors) <= 0 or self.steps < 1 or not self.seeds:
+            raise UserError("transfer needs a width, a seed, two factors above 0 and a step, or more of each")
+
+
+@dataclass(frozen=True)
 class Study:
     """Every width with every patch, each with every seed and for each length; the rest is the same for all.
 
@@ -59,11 +103,14 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     held_out: HeldOut | None = None
     conditioning: Conditioning | None = None
+    unets: UNets | None = None
+    transfer: Transfer | None = None
     block_width: int = 32  # width of a block of depth: depth is width / block_width, rounded
     head_width: int = 32  # channels of a head
     lr: float = 3e-3  # at the width lr_width
     lr_width: int = 192
     lr_power: float = 0.0  # learning rate ~ width^-lr_power
+    mup: bool = False  # rates and first weights follow muP from lr_width to other widths
     batch_size: int = 128
     precision: str = "auto"  # of every run; auto is settled once, when the first run starts
     options: tuple[str, ...] = ()  # more of the recipe's keys, as "optim.ema=0.99"
@@ -94,6 +141,14 @@ class Study:
         if self.samples < 0 or self.samples == 1:
             raise UserError(f"samples must be 2 or more, or 0 for none; got {self.samples}")
 
+        for width in self.transfer.widths if self.transfer else ():
+            if width % self.head_width:
+                raise UserError(f"widths of transfer must be multiples of head_width {self.head_width}; got {width}")
+        if self.mup and self.lr_power:
+            raise UserError("lr_power is a rule of its own; with mup the rates follow the width by themselves")
+        if (self.mup or self.transfer) and self.lr_width % self.head_width:
+            raise UserError(f"with mup, lr_width must be a multiple of head_width {self.head_width}")
+
     def depth(self, width: int) -> int:
         """Blocks of a network."""
         return max(1, int(width / self.block_width + 0.5))
@@ -121,14 +176,16 @@ def digits() -> Study:
         recipe="digits",
         widths=(32, 48, 64, 96, 128),
         patches=(1, 2, 4),
-        steps=(400,),
+        steps=(600,),
         seeds=(0, 1),
         held_out=HeldOut(width=192, patch=1),
         conditioning=Conditioning(width=96, patch=2),
         head_width=16,
+        unets=UNets(widths=(16, 32, 48), lr=3e-3),
+        transfer=Transfer(widths=(32, 64, 128, 192), patch=4, steps=300, factors=(0.25, 0.5, 1.0, 2.0, 4.0)),
         lr=8e-3,
         lr_width=64,
-        lr_power=1.0,
+        mup=True,
         options=(
             "data.source=digits-train",
             "data.validation=digits-held-out",
