@@ -71,8 +71,9 @@ def test_print_study_prints_a_study(command, tmp_path):
 
 
 def test_run_does_a_study_from_end_to_end(command, tmp_path):
-    words = """--widths 16 --patches 2,4,8 --steps 2 --seeds 0 --held_out none --conditioning none --head_width 8
-        --batch_size 8 --precision fp32 --samples 0 --train.data.validation_size 8 --train.log.evaluate_every 1
+    words = """--widths 16 --patches 2,4,8 --steps 2 --seeds 0 --held_out none --conditioning none
+        --unets none --transfer none --lr_width 16 --head_width 8 --batch_size 8
+        --precision fp32 --samples 0 --train.data.validation_size 8 --train.log.evaluate_every 1
         --train.log.every 1"""
     folder = tmp_path / "study"
     code, out, _ = command("scale", "run", "digits", "--output", folder, *words.split())

@@ -7,7 +7,10 @@ work.py     doing the runs: any number of processes, resumable, the held-out one
 score.py    samples of a finished run against real pictures
 results.py  what the finished runs wrote, read again
 law.py      y = a x^-b + c, robust, with bootstrap intervals
+transfer.py whether one learning rate serves every width
 fit.py      the laws of a study, compute-optimal sizes, the prediction and its miss
+canvas.py   what all figures share
 figures.py  the figures
-report.py   one page of them, with tables
+rows.py     the tables
+report.py   one page of them
 """

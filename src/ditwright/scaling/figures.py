@@ -20,6 +20,7 @@ from .results import Network
 from .tables import brief
 
 LABELS = ((-6, -13), (6, -3), (-2, 6))  # where widths stand, by patch, so that neighbours do not collide
+BEYOND = 1.25  # times the narrowest width's least loss: larger ones are above the figure of learning rates
 NAMES = {"loss": "held-out loss", "frechet": "Frechet distance"}
 GFLOPS = "Gflops: $10^9$ multiply-adds of a forward pass"
 
@@ -100,8 +101,8 @@ def unets(findings: Findings) -> Any:
             part = [n for n in findings.equal if n.patch == patch and n.values(metric)]
             one.plot([n.gflops for n in part], [n.mean(metric) for n in part], "o", color=shade, markersize=3.4)
             if part:
-                by, last = (6, -3), part[-1]
-                mark(one, last.gflops, last.mean(metric), f"patch {patch}", shade, by, bold=True)
+                first = part[0]
+                mark(one, first.gflops, first.mean(metric), f"patch {patch}", shade, (0, 8), bold=True, ha="center")
             if fitted := findings.law(metric, "gflops", patch):
                 lawline(one, fitted, shade)
         part = [n for n in findings.unets if n.values(metric)]
@@ -123,25 +124,28 @@ def rates(findings: Findings) -> Any:
         return None
     figure, axes = panels(len(kinds))
     widths = sorted({sweep.width for sweep in findings.sweeps})
+    least, most = (f(min(sweep.losses) for sweep in findings.sweeps) for f in (min, max))
+    low, high = 0.97 * least, BEYOND * most
     for one, mup in zip(axes, kinds, strict=True):
+        one.set_ylim(low, high)
         for sweep in (s for s in findings.sweeps if s.mup == mup):
             shade = COLOURS[widths.index(sweep.width) % len(COLOURS)]
-            one.plot(sweep.rates, sweep.losses, "o-", color=shade, markersize=3.6, linewidth=1)
-            least = min(sweep.losses)
-            one.plot([sweep.best], [least], "v", color=shade, markersize=8, markerfacecolor="white", zorder=4)
-            mark(one, sweep.rates[0], sweep.losses[0], f"width {sweep.width}", shade, (-5, 5), bold=True)
+            inside = [(rate, loss) for rate, loss in zip(sweep.rates, sweep.losses, strict=True) if loss < high]
+            one.plot(*zip(*inside, strict=True), "o-", color=shade, markersize=3.6, linewidth=1)
+            over = [rate for rate, loss in zip(sweep.rates, sweep.losses, strict=True) if loss >= high]
+            place = 0.99 - 0.025 * widths.index(sweep.width)
+            one.plot(over, [place] * len(over), "^", color=shade, markersize=6, transform=one.get_xaxis_transform())
+            one.plot(
+                [sweep.best], [min(sweep.losses)], "v", color=shade, markersize=8, markerfacecolor="white", zorder=4
+            )
         one.axvline(findings.study.lr, color=PALE, linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
-        corner(one, "dotted: the study's rate")
+        corner(one, "dotted: the study's rate; filled triangles: losses above the picture")
         logarithmic(one)
-        named(
-            one,
-            "With muP" if mup else "Standard parameterisation",
-            f"learning rate at width {findings.study.lr_width}" if mup else "learning rate",
-        )
-    low, high = (f(f(one.get_ylim()) for one in axes) for f in (min, max))
-    for one in axes:
-        one.set_ylim(low, high)
-    axes[0].set_ylabel(f"held-out loss after {findings.study.transfer.steps:,} steps", fontsize=FONT, color=INK)
+        title = "With muP" if mup else "Standard parameterisation"
+        named(one, title, f"learning rate at width {findings.study.lr_width}" if mup else "learning rate")
+        _legend(one, {width: COLOURS[i % len(COLOURS)] for i, width in enumerate(widths)}, "width", 0.52, "left")
+    part = findings.study.transfer
+    axes[0].set_ylabel(f"held-out loss after {part.steps if part else 0:,} steps", fontsize=FONT, color=INK)
     return figure
 
 
@@ -306,17 +310,17 @@ def _span(findings: Findings) -> tuple[float, float]:
     return low / 1.6, high * 1.8
 
 
-def _legend(axes: Any, colour: dict[int, str]) -> None:
-    """Names of the colours in a corner."""
-    for i, (patch, shade) in enumerate(colour.items()):
+def _legend(axes: Any, colour: dict[int, str], what: str = "patch", x: float = 0.99, ha: str = "right") -> None:
+    """Names of the colours at the top."""
+    for i, (value, shade) in enumerate(colour.items()):
         axes.text(
-            0.99,
-            0.97 - 0.09 * i,
-            f"patch {patch}",
+            x,
+            0.97 - 0.07 * i,
+            f"{what} {value}",
             color=shade,
             fontsize=SMALL,
             fontweight="bold",
             transform=axes.transAxes,
-            ha="right",
+            ha=ha,
             va="top",
         )
