@@ -58,7 +58,7 @@ def test_readme_commands_are_understood(line, capsys):
 
 def test_readme_python_imports_what_exists():
     blocks = re.findall(r"```python\n(.+?)```", README, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         imports = [line for line in block.splitlines() if line.startswith(("import", "from"))]
         exec(compile("\n".join(imports), "README", "exec"), {})

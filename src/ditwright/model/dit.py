@@ -6,34 +6,24 @@ B batch, C channels, L tokens, D width, A axes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion.process import Cond
-from ..errors import UserError, lookup
-from ..nn.branch import FEEDS, AttentionLane, Block, Context, CrossAttention, Feed, JointAttention, Runner, run_all
-from ..nn.embed import LabelEmbed, TimeEmbed
-from ..nn.modulation import MODULATIONS, AdaLN, AdaLNZero, Plain
+from ..errors import UserError
+from ..nn.branch import Context, CrossAttention, Runner, run_all
+from ..nn.embed import TimeEmbed
+from ..nn.modulation import AdaLN, AdaLNZero
 from ..nn.norm import NORMS
-from ..nn.position import rope, sincos
-from ..nn.tokens import Patchify, Tokens, unpatchify
-from .config import DiTConfig, Stage
-
-
-def make_block(config: DiTConfig, stage: Stage) -> Block:
-    """Attention, cross-attention where the stage has it, MLP: each with its own modulated norm."""
-    width, heads, mod = config.width, config.heads, lookup("modulation", stage.mod, MODULATIONS)
-    norm, feed = lookup("norm", config.norm, NORMS), lookup("mlp", config.mlp, FEEDS)
-    mlp_norm, hidden = partial(norm, eps=config.mlp_norm_eps), round(width * config.mlp_ratio)
-    branches: dict[str, nn.Module] = {}
-    branches["attn"] = JointAttention({"x": AttentionLane(width, heads, mod(width, norm), qk_norm=config.qk_norm)})
-    if stage.cross:
-        branches["cross"] = CrossAttention(width, heads, mod(width, norm))
-    branches["mlp"] = Feed({"x": feed(width, hidden, mod(width, mlp_norm))})
-    return Block(branches)
+from ..nn.position import Rope, placed, rope, sincos
+from ..nn.single import AdaLNSingle, Bare, SharedVectors, Table
+from ..nn.tokens import Patchify, Tokens, patch_grid, unpatchify
+from .blocks import HEADS, make_block, text_of, vectors_of
+from .config import DiTConfig
 
 
 class Head(nn.Module):
@@ -53,38 +43,58 @@ class DiT(nn.Module):
 
     def __init__(self, config: DiTConfig):
         super().__init__()
-        self.config, width = config, config.width
+        self.config, width, last = config, config.width, config.stages[-1]
         self.patchify = Patchify(config.patch, config.channels, width)
         self.time = TimeEmbed(width, config.time_shift)
-        self.vectors = nn.ModuleDict({"label": LabelEmbed(config.num_classes, width)} if config.num_classes else {})
+        self.vectors = nn.ModuleDict(vectors_of(config))
+        self.text = text_of(config)
+        self.wants = [*self.vectors, *(["text"] if config.text_width else [])]
+        self.shared = SharedVectors(width) if last.mod == "adaln_single" else nn.Identity()
         self.blocks = nn.ModuleList(make_block(config, stage) for stage in config.stages for _ in range(stage.depth))
-        head_mod = Plain if config.stages[-1].mod == "plain" else AdaLN
-        self.head = Head(width, math.prod(config.patch) * config.out_channels, head_mod(width, NORMS[config.norm]))
+        head_mod = HEADS[last.mod](width, NORMS[config.norm])
+        self.head = Head(width, math.prod(config.patch) * config.out_channels, head_mod)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None, run: Runner = run_all) -> Tensor:
-        """x (B, C, *space), t (B,) the time as the network counts it, cond {"label": (B,)} -> (B, C_out, *space).
+        """x (B, C, *space), t (B,) the time as the network counts it -> (B, C_out, *space).
 
+        `cond`, as the configuration asks: "label" (B,); "text", (B, M, E) states or (B, M) ids, with "text_mask" (B, M)
+        where some of it is padding (false); "pooled" (B, P); "guidance" (B,); "size" (B, 3): height, width, ratio.
         Any space that the patch divides will do. `run` decides which blocks run, and how.
         """
-        config, image = self.config, self.patchify(x)
-        parts = [self.time(t)] + [embed(self._given(cond, name)) for name, embed in self.vectors.items()]
-        condition = Tokens(torch.stack(parts, 1), image.pos.new_zeros(1, len(parts), len(config.patch)))
+        config, image, cond = self.config, self.patchify(x), cond or {}
+        if missing := [name for name in self.wants if name not in cond]:
+            raise UserError(f"the network is conditioned on {self.wants}; pass cond={{{missing[0]!r}: tensor}}")
+        vectors = torch.stack([self.time(t)] + [embed(cond[name]) for name, embed in self.vectors.items()], 1)
+        states, mask = self.text(vectors, cond)
+        condition = Tokens(states, image.pos.new_zeros(1, states.shape[1], len(config.patch)), mask)
+        vec = vectors.sum(1)
         if config.sincos:
-            image = replace(image, x=image.x + sincos(image.pos, config.width, config.sincos).to(image.x))
+            pos = placed(image.pos, patch_grid(x.shape[2:], config.patch), **vars(config.positions))
+            image = replace(image, x=image.x + sincos(pos, config.width, config.sincos).to(image.x))
         streams = [image, *([condition] if config.context == "stream" else [])]
         ctx = Context(
-            vec=condition.x.sum(1),
-            rope=tuple(rope(s.pos, config.rope) if config.rope else None for s in streams),
+            vec=self.shared(vec),
+            rope=tuple(self._rope(s) for s in streams),
+            mask=joined_mask(streams),
             cross=condition if config.context == "cross" else None,
             t=t,
         )
         xs = run(self.blocks, tuple(s.x for s in streams), ctx)
-        return unpatchify(self.head(xs[0], ctx.vec), config.patch, x.shape[2:])
+        return unpatchify(self.head(xs[0], vec), config.patch, x.shape[2:])
 
-    def _given(self, cond: Cond | None, name: str) -> Tensor:
-        if not cond or name not in cond:
-            raise UserError(f"the network is conditioned on {list(self.vectors)}; pass cond={{{name!r}: tensor}}")
-        return cond[name]
+    def _rope(self, tokens: Tokens) -> Rope | None:
+        """Rotations by position; axes that the grid has not come first and are 0, as Flux's first one is."""
+        dims = self.config.rope
+        return rope(F.pad(tokens.pos, (len(dims) - tokens.pos.shape[-1], 0)), dims) if dims else None
+
+
+def joined_mask(streams: Sequence[Tokens]) -> Tensor | None:
+    """Which keys exist over all streams, (B, sum of L); None where all do, which costs nothing."""
+    masks = [s.mask for s in streams if s.mask is not None]
+    if not masks:
+        return None
+    here = [masks[0].new_ones(len(masks[0]), s.x.shape[1]) if s.mask is None else s.mask for s in streams]
+    return torch.cat(here, 1).bool()
 
 
 def initialise(net: DiT) -> None:
@@ -98,7 +108,11 @@ def initialise(net: DiT) -> None:
     for module in net.time.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
-    for module in [m for m in net.modules() if isinstance(m, AdaLNZero)] + [net.head.mod]:
-        if isinstance(module, (AdaLN, AdaLNZero)):
+    for module in net.modules():
+        if isinstance(module, AdaLNZero) or (module is net.head.mod and isinstance(module, AdaLN)):
             nn.init.zeros_(module.lin.weight)
+        elif isinstance(module, (AdaLNSingle, Table)):
+            nn.init.normal_(module.table, std=net.config.width**-0.5)
+        elif isinstance(module, CrossAttention) and isinstance(module.mod, Bare):
+            nn.init.zeros_(module.proj.weight)  # it has no gate to be silent by
     nn.init.zeros_(net.head.proj.weight)

@@ -61,7 +61,8 @@ class AttentionLane(nn.Module):
     def __init__(self, width: int, heads: int, mod: nn.Module, *, qk_norm: bool = False):
         super().__init__()
         self.heads, self.mod = heads, mod
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj: nn.Module = nn.Linear(width, width)
         self.q_norm = RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
 
@@ -71,14 +72,14 @@ class AttentionLane(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         return (q, k, v) if rope is None else (rope(q), rope(k), v), gate
 
-    def write(self, o: Tensor, gate: Tensor | float) -> Tensor:
+    def write(self, o: Tensor, gate: Tensor | float) -> Tensor | None:
         return gate * self.proj(rearrange(o, "b h l d -> b l (h d)"))
 
 
 class JointAttention(nn.ModuleDict):
     """All streams attend to the concatenation of all streams (Peebles & Xie in-context; Esser et al. 2024, Sec. 4)."""
 
-    def forward(self, xs: Streams, ctx: Context) -> list[Tensor]:
+    def forward(self, xs: Streams, ctx: Context) -> list[Tensor | None]:
         lanes = lanes_for(self.values(), len(xs))
         reads = [lane.read(x, ctx.vec, rope) for lane, x, rope in zip(lanes, xs, ctx.rope, strict=True)]
         q, k, v = (torch.cat(parts, 2) for parts in zip(*(qkv for qkv, _ in reads), strict=True))
@@ -137,7 +138,7 @@ FEEDS: dict[str, Any] = {"gelu": FeedLane, "swiglu": SwiGLULane}
 class Feed(nn.ModuleDict):
     """The pointwise feed-forward branch, a lane per stream or one for all."""
 
-    def forward(self, xs: Streams, ctx: Context) -> list[Tensor]:
+    def forward(self, xs: Streams, ctx: Context) -> list[Tensor | None]:
         return [lane(x, ctx.vec) for lane, x in zip(lanes_for(self.values(), len(xs)), xs, strict=True)]
 
 

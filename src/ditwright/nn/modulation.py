@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .norm import Norm, layer_norm
+from .single import AdaLNSingle
 
 
 class Plain(nn.Module):
@@ -54,4 +55,4 @@ class AdaLNZero(nn.Module):
         return self.norm(x) * (1 + scale) + shift, gate
 
 
-MODULATIONS: dict[str, Any] = {"plain": Plain, "adaln": AdaLN, "adaln_zero": AdaLNZero}
+MODULATIONS: dict[str, Any] = {"plain": Plain, "adaln": AdaLN, "adaln_zero": AdaLNZero, "adaln_single": AdaLNSingle}

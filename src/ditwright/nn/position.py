@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
 
 def sincos(pos: Tensor, width: int, axes: Sequence[int]) -> Tensor:
     """Fixed sin-cos embedding, an equal share of the width per axis, in the order of `axes`: (B, L, A) -> (B, L, D).
@@ -21,6 +23,26 @@ def sincos(pos: Tensor, width: int, axes: Sequence[int]) -> Tensor:
     exponent = torch.arange(share // 2, dtype=torch.float64, device=pos.device) / (share / 2)
     theta = [pos[..., a, None].double() * 10_000.0**-exponent for a in axes]  # (B, L, share / 2) each
     return torch.cat([f(th) for th in theta for f in (torch.sin, torch.cos)], -1).float()
+
+
+def placed(
+    pos: Tensor, grid: Sequence[int], *, scale: float = 1.0, base: int = 0, largest: int = 0, origin: float = 0.0
+) -> Tensor:
+    """Where a network looks its positions up: (1, L, A) of a grid -> (1, L, A).
+
+    `scale`: factor on them. `base`: grids of any size are stretched to that of so many cells along a side (PixArt).
+    `largest`: grids lie in the middle of one of so many cells along a side, which is stretched in their place;
+    `origin`: its cell that is at 0 (Esser et al. 2024, Sec. 5.3.2). UserError for a larger one.
+    """
+    sides = pos.new_tensor(grid)
+    if largest:
+        if max(grid) > largest:
+            raise UserError(f"the network's positions reach {largest} patches along a side; this input has {max(grid)}")
+        pos = pos + (largest - sides).div(2, rounding_mode="floor") - origin
+        sides = torch.full_like(sides, largest)
+    if base:
+        pos = pos / (sides / base)
+    return pos * scale
 
 
 class Rope(NamedTuple):
