@@ -75,6 +75,49 @@ def test_classes_cost_a_row_each(command):
     assert fewer["parameters"] - none["parameters"] == 11 * 384
 
 
+def test_text_costs_its_tokens(command):
+    """Those that a preset is for, or as many as are asked for; the network has as many weights."""
+    dev, short = facts(command, "FLUX.1-dev"), facts(command, "FLUX.1-dev", "--text-tokens", "256")
+    schnell, one = facts(command, "FLUX.1-schnell"), facts(command, "FLUX-S", "--text-tokens", "1")
+    assert [f["text_tokens"] for f in (dev, short, schnell, one)] == [512, 256, 256, 1]
+    assert dev["parameters"] == short["parameters"] == 11_901_408_320
+    assert dev["tokens"] == schnell["tokens"] == 256
+    assert dev["macs"] > short["macs"] > schnell["macs"]  # which is told no guidance
+    assert facts(command, "FLUX-S")["text_tokens"] == 77
+    assert facts(command, "ProjectedDiT-XL/2")["text_tokens"] == facts(command, "DiT-S/2")["text_tokens"] == 0
+    more, less = (facts(command, "FLUX-S", "--train-steps", "9", "--text-tokens", n)["training"] for n in ("77", "1"))
+    for key in ("flops", "bytes_per_device"):
+        assert more[key] > less[key]
+
+
+def test_the_table_of_a_network_that_reads_text_is_no_parameter_of_it(command):
+    for name, count in {"PixArt-alpha-XL/2-1024": 611_349_152, "SD3-medium": 2_028_328_000}.items():
+        found = facts(command, name)
+        assert (found["parameters"], found["position_table"]) == (count, 0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_told_in_words(name, command):
+    code, out, _ = command("info", name)
+    assert code == 0
+    assert ("of text" in out) == name.startswith(("FLUX", "PixArt", "SD3"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("FLUX-S --conditioning cross", "--conditioning is for transformers told a class; FLUX-S reads text"),
+        ("FLUX-S --text-tokens 0", "--text-tokens is 1 or more, of a network that reads text; got 0 for FLUX-S"),
+        ("DiT-S/2 --text-tokens 3", "of a network that reads text; got 3 for DiT-S/2"),
+        ("ADM-256 --text-tokens 3", "of a network that reads text; got 3 for ADM-256"),
+    ],
+)
+def test_what_does_not_go_with_text_is_refused(words, message, command):
+    code, out, err = command("info", *words.split())
+    assert (code, out) == (2, "")
+    assert message in err
+
+
 def test_text_says_which_flops_are_which(command):
     code, out, err = command("info", "DiT-XL/2")
     assert (code, err) == (0, "")
@@ -185,6 +228,7 @@ def test_what_was_measured_stays(spent, command):
         ([], "--pue 1.2", "--pue needs the run's energy"),
         ([METER], "--tflops 3", "--tflops is for a preset"),
         ([METER], "--image-size 8", "--image-size is for a preset"),
+        ([METER], "--text-tokens 8", "--text-tokens is for a preset"),
         ([METER], "--conditioning adaln", "--conditioning is for a preset"),
     ],
 )

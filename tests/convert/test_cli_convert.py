@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from checkpoints import lightning, original, same, sit
+from checkpoints import lightning, original, pixart, same, sit
 from safetensors.torch import load_file
 
 from ditwright import Pipeline, convert
+from ditwright.cli.convert import KINDS
 from ditwright.cli.main import main
 from ditwright.codec.config import CodecConfig
 from ditwright.config import read_yaml
@@ -149,7 +150,7 @@ def test_a_run_becomes_a_file_where_its_process_allows(tiny_run, tmp_path, capsy
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--to", "dit2"], "unknown family 'dit2'; known: diffusers, dit, ditwright, lightningdit, sit"),
+        (["--to", "dit2"], "unknown family 'dit2'; known: diffusers, dit, ditwright, flux,"),
         ([], "the following arguments are required: --to"),
         (["--to", "sit"], r"sit is written to a .pt or .safetensors file"),
         (["--to", "dit", "--pad-classes"], "--pad-classes is for --to diffusers"),
@@ -185,3 +186,19 @@ def test_an_autoencoder_that_is_not_there_is_refused_with_the_way_round(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["dit.pt"]
     assert run(tmp_path / "dit.pt", tmp_path / "out", "--to", "diffusers", "--heads", 3, "--codec", "none") == 0
     assert "there is no autoencoder" in capsys.readouterr().out
+
+
+def test_text_networks_go_there_and_back(tmp_path, capsys):
+    """PixArt's null caption, which no network holds, comes along."""
+    state = pixart(width=144, sizes=False) | {"y_embedder.y_embedding": torch.randn(6, 20)}
+    torch.save({"state_dict": state}, tmp_path / "PixArt.pth")
+    options = ("--to", "pixart", "--codec", "none", "--heads", "2")
+    assert run(tmp_path / "PixArt.pth", tmp_path / "again.safetensors", *options) == 0
+    assert same(load_file(tmp_path / "again.safetensors"), state)
+    capsys.readouterr()
+    said = refused(capsys, tmp_path / "PixArt.pth", tmp_path / "sd3.safetensors", *options[2:], "--to", "sd3")
+    assert "sd3" in said
+
+
+def test_every_family_can_be_asked_for():
+    assert set(KINDS) == {"ditwright", *convert.FAMILIES}

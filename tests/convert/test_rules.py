@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checkpoints import lightning, original, same, sit, stock
+from checkpoints import flux, flux_stock, lightning, original, pixart, pixart_stock, same, sd3, sd3_stock, sit, stock
 
 from ditwright.convert import FAMILIES, rules
 from ditwright.convert.rules import DRIFT, Layout, Rule, Way, copies, halves, joined, kernel, places, spread, stored
@@ -15,6 +15,11 @@ from ditwright.model.config import DiTConfig, Stage
 
 MODEL = DiTConfig(width=4, heads=2, stages=(Stage(3),), patch=(2, 2), channels=3, out_channels=3)
 LAYOUT = Layout(MODEL, side=2)
+FLUX = replace(MODEL, width=32, num_classes=0, context="stream", text_width=5, pooled_width=7, guidance=True)
+FLUX = replace(FLUX, sincos=(), rope=(4, 6, 6), qk_norm=True)
+PIXART = replace(MODEL, width=12, num_classes=0, text_width=5, text_mlp=True, sizes=True, context="cross",
+                 stages=(Stage(1, "adaln_single", cross=True),))  # fmt: skip
+SD3 = replace(MODEL, num_classes=0, context="stream", text_width=5, pooled_width=7, qk_norm=True)
 
 
 def test_templates_stand_for_blocks_and_for_weight_and_bias():
@@ -34,6 +39,35 @@ def test_a_block_number_on_their_side_alone_means_all_blocks():
     assert link[:2] == (("table",), ())
 
 
+def test_blocks_are_numbered_among_their_kind():
+    """A stage of the same kind goes on counting where the last one stopped."""
+    stages = (Stage(2, lanes="own"), Stage(1, parallel=True), Stage(1, lanes="own"), Stage(2, parallel=True))
+    among = rules.among_kind(replace(FLUX, stages=stages))
+    assert among == [0, 1, 0, 2, 1, 2]
+    links = places(Rule(("a.{j}.q.{p}", "a.{j}.k.{p}"), "b.{i}.{p}", rules.same), 6, among)
+    assert [(link.theirs[1], link.ours[0]) for link in links if "bias" in link.ours[0]] == [
+        ("a.0.k.bias", "b.0.bias"),
+        ("a.1.k.bias", "b.1.bias"),
+        ("a.0.k.bias", "b.2.bias"),
+        ("a.2.k.bias", "b.3.bias"),
+        ("a.1.k.bias", "b.4.bias"),
+        ("a.2.k.bias", "b.5.bias"),
+    ]
+    layout = Layout(replace(FLUX, stages=(Stage(3, lanes="own"), Stage(2, parallel=True))))
+    where = {link.ours[0]: link.theirs[0] for link in spread(FAMILIES["flux"].rules, layout)}
+    assert where["blocks.2.attn.x.qkv.bias"] == "double_blocks.2.img_attn.qkv.bias"
+    assert where["blocks.3.both.lin1.bias"] == "single_blocks.0.linear1.bias"
+    assert "blocks.3.attn.x.qkv.bias" not in where  # a rule for a weight that a block has not is not for that block
+
+
+def test_a_rule_may_be_for_some_blocks_only():
+    last = replace(rules.same, where=lambda stage: stage.read_only)
+    layout = Layout(replace(SD3, stages=(Stage(2, lanes="own"), Stage(1, lanes="own", read_only=True))))
+    with pytest.raises(UserError, match=r"two rules claim the key 'blocks\.2\.attn\.text\.mod\.lin\.bias'"):
+        spread([*FAMILIES["sd3"].rules, Rule("new.{i}.{p}", "blocks.{i}.attn.text.mod.lin.{p}", last)], layout)
+    assert [link.ours for link in places(Rule("new.{i}", "blocks.{i}.x", last), 3, here=[2])] == [("blocks.2.x",)]
+
+
 @pytest.mark.parametrize(
     ("way", "theirs", "ours"),
     [
@@ -43,6 +77,7 @@ def test_a_block_number_on_their_side_alone_means_all_blocks():
         (halves, [(24,)], [(12,), (12,)]),
         (joined, [(4, 4)] * 3, [(12, 4)]),
         (rules.first_half, [(12, 4)], [(12, 4)]),
+        (rules.swapped, [(8, 4)], [(8, 4)]),
     ],
 )
 def test_every_way_goes_there_and_back(way, theirs, ours):
@@ -124,6 +159,13 @@ def test_every_table_relates_every_weight_to_a_key_and_back(name, depth):
     model = replace(MODEL, stages=(Stage(depth),))
     if name == "lightningdit":
         model = replace(model, width=8, rope=(2, 2), norm="rms", mlp="swiglu", qk_norm=True)
+    if name.startswith("flux"):
+        model = replace(FLUX, stages=(Stage(depth, lanes="own"), Stage(depth + 1, parallel=True)))
+    if name.startswith("pixart"):
+        model = replace(PIXART, stages=(Stage(depth, "adaln_single", cross=True, cross_norm=False),))
+    if name.startswith("sd3"):
+        own, last = Stage(depth, lanes="own"), Stage(1, lanes="own", read_only=True, dual=depth == 2)
+        model = replace(SD3, stages=(replace(own, dual=True), own, last))
     layout = Layout(model, side=3)
     links = spread(FAMILIES[name].rules, layout)
     ours = [key for link in links for key in link.ours]
@@ -138,6 +180,8 @@ def test_every_table_relates_every_weight_to_a_key_and_back(name, depth):
 
 
 MADE = {"dit": original, "sit": sit, "lightningdit": lightning, "diffusers": stock}
+MADE |= {"flux": flux, "flux-diffusers": flux_stock}
+MADE |= {"pixart": pixart, "pixart-diffusers": pixart_stock, "sd3": sd3, "sd3-diffusers": sd3_stock}
 
 
 @pytest.mark.parametrize("depth", [1, 3])

@@ -8,16 +8,18 @@ import torch
 from checkpoints import lightning, original, sit, stock
 
 from ditwright import convert
-from ditwright.convert import FAMILIES
 from ditwright.diffusion.config import ProcessConfig, SampleConfig
 from ditwright.errors import UserError
-from ditwright.model.config import DiTConfig, Stage, conditioned
+from ditwright.model.config import DiTConfig, Positions, Stage, conditioned
 from ditwright.model.dit import DiT
 
 MODEL = DiTConfig(width=48, heads=3, stages=(Stage(2),), num_classes=10, out_channels=8)
 DDPM = ProcessConfig("ddpm", "noise", learned_var=True)
 SIT = ProcessConfig("linear", "velocity", reversed_time=True)
 OWN = {"dit": DDPM, "sit": SIT, "lightningdit": SIT, "diffusers": DDPM}
+FLUX = replace(MODEL, num_classes=0, context="stream", text_width=5, pooled_width=7, sincos=(), rope=(4, 6, 6))
+FLUX = replace(FLUX, qk_norm=True, out_channels=4, stages=(Stage(2, lanes="own"), Stage(1, parallel=True)))
+FLOW = ProcessConfig("linear", "velocity")
 
 
 def portable(model=MODEL, process=DDPM, **rest):
@@ -31,7 +33,7 @@ def place(path, to):
     return path / ("out" if to == "diffusers" else "out.pt")
 
 
-@pytest.mark.parametrize("to", FAMILIES)
+@pytest.mark.parametrize("to", OWN)
 def test_a_network_of_the_families_kind_is_written_and_read_again(to, tmp_path):
     given = portable(process=OWN[to])
     convert.write(given, place(tmp_path, to), to=to)
@@ -66,6 +68,12 @@ def test_a_network_of_the_families_kind_is_written_and_read_again(to, tmp_path):
         ("dit", {"model": conditioned(MODEL, "adaln")}, "adaln_zero without cross-attention only"),
         ("dit", {"model": conditioned(MODEL, "cross")}, "adaln_zero without cross-attention only"),
         ("dit", {"model": replace(MODEL, context="stream")}, r"needs model\.context = 'none'"),
+        ("dit", {"model": replace(MODEL, stages=(Stage(2, parallel=True),))}, "adaln_zero without cross-attention"),
+        ("sit", {"model": replace(MODEL, pooled_width=3), "process": SIT}, r"needs model\.pooled_width = 0"),
+        ("dit", {"model": replace(MODEL, guidance=True)}, r"needs model\.guidance = False"),
+        ("dit", {"model": replace(MODEL, sizes=True)}, r"needs model\.sizes = False"),
+        ("diffusers", {"model": replace(MODEL, positions=Positions(base=4))}, r"needs model\.positions\.base = 0"),
+        ("dit", {"model": replace(MODEL, positions=Positions(0.5))}, r"needs model\.positions\.scale = 1\.0"),
         ("dit", {"model": replace(MODEL, patch=(2, 4))}, r"square patches; this network's are \(2, 4\)"),
         ("dit", {"model": replace(MODEL, patch=(4,), sincos=(0,))}, r"square patches; this network's are \(4,\)"),
         ("sit", {"model": replace(MODEL, num_classes=0), "process": SIT}, "conditioned on classes"),
@@ -81,6 +89,47 @@ def test_another_kind_of_network_is_refused_with_what_would_have_to_be_trained(t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": MODEL}, r"lanes=own, then of parallel=true, .*; this network has blocks: 2 adaln_zero"),
+        ({"model": replace(FLUX, stages=(Stage(2, lanes="own"),))}, "lanes=own, then of parallel=true"),
+        ({"model": replace(FLUX, stages=FLUX.stages[::-1])}, "lanes=own, then of parallel=true"),
+        ({"model": replace(FLUX, stages=(Stage(1, lanes="own", mod="adaln"), FLUX.stages[1]))}, "lanes=own, then"),
+        ({"model": replace(FLUX, text_width=0, num_classes=3)}, "reads text and its pooled vector"),
+        ({"model": replace(FLUX, pooled_width=0)}, "reads text and its pooled vector"),
+        ({"model": replace(FLUX, num_classes=3)}, r"needs model\.num_classes = 0; .* --model\.num_classes 0"),
+        ({"model": replace(FLUX, text_mlp=True)}, r"needs model\.text_mlp = False"),
+        ({"model": replace(FLUX, text_vocab=9, text_width=8)}, r"needs model\.text_vocab = 0"),
+        ({"model": replace(FLUX, sizes=True)}, r"needs model\.sizes = False"),
+        ({"model": replace(FLUX, sincos=(1, 0))}, r"needs model\.sincos = \(\)"),
+        ({"model": replace(FLUX, qk_norm=False)}, r"needs model\.qk_norm = True"),
+        ({"model": replace(FLUX, patch=(1, 1))}, r"needs model\.patch = \(2, 2\)"),
+        ({"model": replace(FLUX, rope=(8, 8))}, r"needs model\.rope = \(4, 6, 6\)"),
+        ({"model": replace(FLUX, time_shift=1)}, r"needs model\.time_shift = 0"),
+        ({"process": SIT}, r"needs process\.reversed_time = False"),
+        ({"process": ProcessConfig("cosine", "velocity")}, r"needs process\.path = 'linear'"),
+        ({"process": ProcessConfig("linear", "v")}, r"needs process\.target = 'velocity'"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("to", ["flux", "flux-diffusers"])
+def test_what_is_no_flux_is_refused_with_what_would_have_to_be_trained(to, change, message, tmp_path):
+    with pytest.raises(UserError, match=f"{to} .*{message}"):
+        convert.write(portable(**{"model": FLUX, "process": FLOW} | change), tmp_path / "out.pt", to=to)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stock_flux_takes_any_three_axes_and_one_size_of_mlp(tmp_path):
+    convert.write(portable(replace(FLUX, rope=(8, 4, 4)), FLOW), tmp_path / "out", to="flux-diffusers")
+    assert convert.read(tmp_path / "out").model.rope == (8, 4, 4)
+    with pytest.raises(UserError, match=r"flux needs model\.rope = \(4, 6, 6\); .* \(8, 4, 4\)"):
+        convert.write(portable(replace(FLUX, rope=(8, 4, 4)), FLOW), tmp_path / "out.pt", to="flux")
+    with pytest.raises(UserError, match=r"flux-diffusers needs model\.mlp_ratio = 4\.0"):
+        convert.write(portable(replace(FLUX, mlp_ratio=2.0), FLOW), tmp_path / "two", to="flux-diffusers")
+    convert.write(portable(replace(FLUX, mlp_ratio=2.0), FLOW), tmp_path / "two.pt", to="flux")
+    assert convert.read(tmp_path / "two.pt").model.mlp_ratio == 2.0
+
+
 def test_each_family_refuses_what_only_another_stores(tmp_path):
     lit = convert.read(lightning(), heads=3)
     for to in ("dit", "sit", "diffusers"):
@@ -88,7 +137,7 @@ def test_each_family_refuses_what_only_another_stores(tmp_path):
             convert.write(lit, place(tmp_path, to), to=to)
 
 
-@pytest.mark.parametrize("to", FAMILIES)
+@pytest.mark.parametrize("to", OWN)
 def test_what_lies_there_is_not_replaced(to, tmp_path):
     path = place(tmp_path, to)
     if to == "diffusers":

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, unknown
 from .main import Parser
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..pipeline import Pipeline
 
-KINDS = ("ditwright", "dit", "sit", "lightningdit", "diffusers")
+CLASSES = ("dit", "sit", "lightningdit", "diffusers")
+TEXT = ("pixart", "pixart-diffusers", "sd3", "sd3-diffusers", "flux", "flux-diffusers")
+KINDS = ("ditwright", *CLASSES, *TEXT)
 
 
 def run(words: list[str]) -> int:
@@ -23,7 +29,7 @@ def run(words: list[str]) -> int:
     )
     add = parser.add_argument
     add("source", metavar="IN", help="run or checkpoint folder, another project's file or folder, or a name on the hub")
-    add("output", metavar="OUT", type=Path, help="dit, sit, lightningdit: a .pt or .safetensors file; else a folder")
+    add("output", metavar="OUT", type=Path, help="ditwright, ...diffusers: a folder; else a .pt or .safetensors file")
     add("--to", required=True, metavar="FAMILY", help=", ".join(KINDS))
     add("--family", metavar="NAME", help="of IN, where neither its keys nor its name tell dit from sit")
     add("--heads", type=int, metavar="N", help="of IN, where the width is none of the papers'")
@@ -44,15 +50,33 @@ def run(words: list[str]) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pipe = Pipeline.from_pretrained(args.source, family=args.family, heads=args.heads, codec=codec)
-        notes = save(pipe, args.output, args.to, with_codec=args.codec != "none", pad=args.pad_classes)
+        null = null_of(args.source, args.family, args.heads) if args.to in TEXT else {}
+        notes = save(pipe, args.output, args.to, with_codec=args.codec != "none", pad=args.pad_classes, null=null)
     for note in [*(str(warning.message) for warning in caught), *notes]:
         print(f"note: {note}")
     print(f"{args.source} as {args.to}: {args.output}")
     return 0
 
 
-def save(pipe: Pipeline, output: Path, to: str, *, with_codec: bool, pad: bool = False) -> list[str]:
-    """Write a pipeline as a family's own files; notes, a line each."""
+def null_of(name: str, family: str | None, heads: int | None) -> dict[str, Tensor]:
+    """The conditions that stand for none, where another project's file has some (PixArt's null caption)."""
+    from ..convert import read
+    from ..pipeline.folder import is_foreign
+
+    path = Path(name).expanduser()
+    return dict(read(path, family=family, heads=heads).null) if path.exists() and is_foreign(path) else {}
+
+
+def save(
+    pipe: Pipeline,
+    output: Path,
+    to: str,
+    *,
+    with_codec: bool,
+    pad: bool = False,
+    null: Mapping[str, Tensor] = MappingProxyType({}),
+) -> list[str]:
+    """Write a pipeline as a family's own files; notes, a line each. `null`: conditions that stand for none."""
     from ..convert import Portable, pad_classes, write
 
     card = pipe.card
@@ -75,6 +99,7 @@ def save(pipe: Pipeline, output: Path, to: str, *, with_codec: bool, pad: bool =
             image_size=card.image_size,
             class_names=card.class_names,
             factor=card.codec.factor,
+            null=dict(null),
         )
         return write(pad_classes(portable) if pad else portable, output, to=to, also=add_codec)
     except UserError as error:

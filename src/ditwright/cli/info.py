@@ -18,6 +18,13 @@ from .spent import run_facts, run_text
 
 NETWORKS: dict[str, NetConfig] = {**PRESETS, **BASELINES}
 FACTORS = {"LightningDiT": 16, "ADM": 1}  # pixels per latent of the autoencoder that a preset is for; 8 for the rest
+TEXT = {  # start of a preset's name -> tokens of text that it is for; 77 for the rest, as CLIP reads
+    "FLUX.1-dev": 512,
+    "FLUX.1-schnell": 256,
+    "PixArt-alpha": 120,
+    "PixArt-sigma": 300,
+    "SD3": 333,
+}
 NEEDS = {  # an option, and the one without which it would change nothing
     "batch_size": "train_steps",
     "devices": "train_steps",
@@ -55,6 +62,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--image-size", type=int, nargs="+", metavar="N", help="pixels: side, or height width (default: 256)"
     )
+    parser.add_argument("--text-tokens", type=int, metavar="N", help="of a prompt (default: what the preset is for)")
     parser.add_argument("--num-classes", type=int, metavar="N", help="0: unconditional")
     parser.add_argument("--train-steps", type=int, metavar="N", help="work out what training costs")
     parser.add_argument("--batch-size", type=int, metavar="N", help="over all devices (default: 256)")
@@ -74,11 +82,13 @@ def parser() -> Parser:
 def preset_facts(args: Namespace) -> dict[str, Any]:
     """What a network is, and what its training would cost where that is asked."""
     config, conditioning = lookup("preset", args.preset, NETWORKS), args.conditioning
-    if isinstance(config, DiTConfig):
+    if isinstance(config, DiTConfig) and not config.text_width:
         conditioning = conditioning or "adaln-zero"
         config = conditioned(config, conditioning)
     elif conditioning:
-        raise UserError(f"--conditioning is for transformers; {args.preset} is a U-Net")
+        told, what = (" told a class", "reads text") if isinstance(config, DiTConfig) else ("", "is a U-Net")
+        raise UserError(f"--conditioning is for transformers{told}; {args.preset} {what}")
+    text = text_tokens(config, args.preset, args.text_tokens)
     for option, other in NEEDS.items():
         if getattr(args, option) is not None and getattr(args, other) is None:
             option, other = (f"--{name.replace('_', '-')}" for name in (option, other))
@@ -86,7 +96,8 @@ def preset_facts(args: Namespace) -> dict[str, Any]:
     if args.num_classes is not None:
         config = replace(config, num_classes=args.num_classes)
     size, latent = sizes(args.preset, args.image_size or [256])
-    facts = {"name": args.preset, "conditioning": conditioning, "image_size": size, **describe(config, latent)}
+    facts = {"name": args.preset, "conditioning": conditioning, "image_size": size}
+    facts |= {"text_tokens": text, **describe(config, latent, text)}
     if args.train_steps is not None:
         devices = 1 if args.devices is None else args.devices
         batch_size = 256 if args.batch_size is None else args.batch_size
@@ -94,6 +105,15 @@ def preset_facts(args: Namespace) -> dict[str, Any]:
         if args.watts is not None:
             facts["training"]["energy"] = energy(facts["training"], args.watts, args.pue, args.grams_per_kwh)
     return facts
+
+
+def text_tokens(config: NetConfig, preset: str, given: int | None) -> int:
+    """Tokens of the text that a network reads; 0 where it reads none."""
+    reads = isinstance(config, DiTConfig) and config.text_width > 0
+    if given is not None and (not reads or given < 1):
+        raise UserError(f"--text-tokens is 1 or more, of a network that reads text; got {given} for {preset}")
+    known = next((count for start, count in TEXT.items() if preset.startswith(start)), 77)
+    return (given or known) if reads else 0
 
 
 def sizes(preset: str, side: list[int]) -> tuple[list[int], list[int]]:
@@ -105,13 +125,14 @@ def sizes(preset: str, side: list[int]) -> tuple[list[int], list[int]]:
     return size, [s // factor for s in size]
 
 
-def describe(config: NetConfig, latent: list[int]) -> dict[str, Any]:
-    """Counts of a network on latents of a size."""
+def describe(config: NetConfig, latent: list[int], text: int) -> dict[str, Any]:
+    """Counts of a network on latents of a size and a text of so many tokens."""
     from ..model.build import parameters
     from ..model.flops import macs, tokens
 
-    parts, length, trained = macs(config, latent), tokens(config, latent), parameters(config)
-    table = length * config.width if isinstance(config, DiTConfig) and config.sincos else 0
+    parts, length, trained = macs(config, latent, text), tokens(config, latent), parameters(config)
+    fixed = isinstance(config, DiTConfig) and config.sincos and not config.text_width  # a parameter in DiT's code alone
+    table = length * config.width if fixed else 0
     return {
         "latent_size": latent,
         "tokens": length,
@@ -136,8 +157,9 @@ def training(
             "--train-steps, --batch-size and --devices are at least 1, --batch-size a multiple of --devices, "
             f"--tflops above 0; got {steps}, {batch_size}, {devices}, {tflops}"
         )
-    flops = training_flops(config, facts["latent_size"], steps * batch_size)
-    parts = memory(config, facts["latent_size"], batch_size // devices, facts["trained_parameters"])
+    latent, text = facts["latent_size"], facts["text_tokens"]
+    flops = training_flops(config, latent, steps * batch_size, text)
+    parts = memory(config, latent, batch_size // devices, facts["trained_parameters"], text)
     return {
         "steps": steps,
         "batch_size": batch_size,
@@ -171,7 +193,7 @@ def as_text(facts: dict[str, Any]) -> str:
     rows = {
         "network": facts["name"] + (f", {facts['conditioning']}" if facts["conditioning"] else ""),
         "picture": f"{by(facts['image_size'])} pixels, latent {by(facts['latent_size'])}",
-        "tokens": f"{facts['tokens']:,}",
+        "tokens": f"{facts['tokens']:,}" + (f", and {facts['text_tokens']} of text" if facts["text_tokens"] else ""),
         "parameters": f"{facts['parameters']:,}{stored}",
         "MACs (the paper's Gflops)": f"{facts['macs'] / 1e9:.2f} G for one forward pass of one sample",
         "FLOPs (2 per MAC)": f"{facts['flops'] / 1e9:.2f} G",

@@ -17,7 +17,7 @@ from ..files import whole_file
 from ..model.config import DiTConfig, Stage
 from ..model.presets import LIGHTNING, SIZES
 from ..model.weights import State, write_safetensors
-from ..nn.position import sincos
+from ..nn.position import placed, sincos
 from ..nn.tokens import grid_positions
 from .family import Also, Family, Portable, square
 from .rules import Layout, Rule, first_half, halves, kernel, same, stored
@@ -26,7 +26,8 @@ from .source import Source
 
 def sincos_table(layout: Layout) -> Tensor:
     """(1, L, D)"""
-    return sincos(grid_positions((layout.side, layout.side)), layout.model.width, layout.model.sincos)
+    grid, model = (layout.side, layout.side), layout.model
+    return sincos(placed(grid_positions(grid), grid, **vars(model.positions)), model.width, model.sincos)
 
 
 positions = stored(sincos_table, "the sin-cos table of a square grid", when=lambda model: bool(model.sincos))
@@ -152,7 +153,17 @@ def about(source: Source, layout: Layout) -> dict[str, Any]:
     }
 
 
-PLAIN = {"model.context": ("none",), "model.sincos": ((1, 0),)}
+PLAIN = {
+    "model.context": ("none",),
+    "model.sincos": ((1, 0),),
+    "model.positions.scale": (1.0,),
+    "model.positions.base": (0,),
+    "model.positions.largest": (0,),
+    "model.positions.origin": (0.0,),
+    "model.pooled_width": (0,),
+    "model.guidance": (False,),
+    "model.sizes": (False,),
+}
 NEEDS = PLAIN | {
     "model.rope": ((),),
     "model.qk_norm": (False,),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from ..diffusion.config import ProcessConfig, SampleConfig
 from ..errors import UserError
-from ..model.config import DiTConfig
+from ..model.config import DiTConfig, Stage
 from ..model.weights import State
 from .rules import Layout, Rule
 from .source import Source
@@ -27,10 +28,23 @@ class Portable:
     class_names: tuple[str, ...] = ()
     codec: str = ""  # folder or hub name of its autoencoder; "" where unknown
     factor: int = 8  # pixels per latent of that autoencoder, along a side
+    null: State = field(default_factory=dict)  # conditions that stand for none, of one sample: "text" (M, E)
     notes: tuple[str, ...] = ()  # what of the file is not followed, a line each
 
 
 Also = Callable[[Path], None]  # adds files to a folder that is being written
+
+
+def of_classes(portable: Portable, name: str) -> None:
+    """UserError unless a network has the blocks of the families that are told a class, square patches and pictures."""
+    model = portable.model
+    if any(replace(stage, depth=1) != Stage(1) for stage in model.stages):
+        raise UserError(f"{name} has blocks of adaln_zero without cross-attention only; train a network of such stages")
+    if len(model.patch) != 2 or model.patch[0] != model.patch[1]:
+        raise UserError(f"{name} cuts pictures into square patches; this network's are {model.patch}")
+    if model.num_classes < 1:
+        raise UserError(f"{name} is conditioned on classes; this network has none (model.num_classes)")
+    square(portable, name)
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,7 @@ class Family:
     written: Callable[[Portable], Layout]
     save: Callable[[Portable, State, Path, Also], list[str]]  # their weights to disk; notes, a line each
     suffixes: tuple[str, ...] = ()  # of its files; () where it is a folder
+    fits: Callable[[Portable, str], None] = of_classes  # what `needs` cannot say: UserError, given its name
 
 
 def check(portable: Portable, name: str, family: Family) -> None:
@@ -52,22 +67,15 @@ def check(portable: Portable, name: str, family: Family) -> None:
     model = portable.model
     if not isinstance(model, DiTConfig):
         raise UserError(f"{name} has transformers only; this network is a {model}")
-    if any(stage.mod != "adaln_zero" or stage.cross for stage in model.stages):
-        raise UserError(f"{name} has blocks of adaln_zero without cross-attention only; train a network of such stages")
-    if len(model.patch) != 2 or model.patch[0] != model.patch[1]:
-        raise UserError(f"{name} cuts pictures into square patches; this network's are {model.patch}")
-    if model.num_classes < 1:
-        raise UserError(f"{name} is conditioned on classes; this network has none (model.num_classes)")
+    family.fits(portable, name)
     for key, allowed in family.needs(model).items():
-        where, _, part = key.partition(".")
-        got = getattr(getattr(portable, where), part)
+        got = attrgetter(key)(portable)
         if got not in allowed:
             want = " or ".join(map(repr, allowed))
             raise UserError(
                 f"{name} needs {key} = {want}; this network has {got!r}, "
                 f"which no conversion changes: train one with --{key} {option(allowed[0])}"
             )
-    square(portable, name)
 
 
 def option(value: Any) -> str:

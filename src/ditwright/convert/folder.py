@@ -23,6 +23,12 @@ ARCHITECTURE = {
     "norm_elementwise_affine": False,
     "attention_bias": True,
 }
+NETWORKS: dict[str, Mapping[str, Any]] = {  # class -> what is known of it alone
+    **dict.fromkeys(CLASSES, ARCHITECTURE),
+    "FluxTransformer2DModel": {"patch_size": 1},
+    "PixArtTransformer2DModel": ARCHITECTURE | {"norm_type": "ada_norm_single", "norm_eps": 1e-6},
+    "SD3Transformer2DModel": {},
+}
 PARTS = {"transformer": "config.json", "scheduler": "scheduler_config.json", "vae": "config.json"}
 
 
@@ -46,10 +52,14 @@ def read_folder(path: Path) -> Source:
 
 
 def check_class(config: Mapping[str, Any], folder: Path) -> None:
-    """UserError for a network that is no DiT as DiTPipeline has them."""
-    if config.get("_class_name") not in CLASSES or "num_attention_heads" not in config:
-        raise UserError(f"{str(folder)!r} holds a {config.get('_class_name')!r}, not a DiTTransformer2DModel")
-    for key, value in ARCHITECTURE.items():
+    """UserError for a network that is none of those known."""
+    name = config.get("_class_name")
+    if name not in NETWORKS or "num_attention_heads" not in config:
+        known = " or ".join(name for name in NETWORKS if name != CLASSES[1])
+        raise UserError(f"{str(folder)!r} holds a {name!r}, not a {known}")
+    if name == CLASSES[1] and config.get("norm_type") == "ada_norm_single":
+        name = "PixArtTransformer2DModel"  # as published before there was the class
+    for key, value in NETWORKS[name].items():
         if config.get(key, value) != value:
             raise UserError(f"{str(folder)!r} has {key} = {config[key]!r}; only {value!r} is known here")
 
@@ -89,17 +99,34 @@ def write_folder(
         index["id2label"] = {str(i): name for i, name in enumerate(class_names)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(path) as folder:
-        for part in ("transformer", "scheduler"):
-            (folder / part).mkdir()
-        write_safetensors(folder / "transformer" / f"{WEIGHTS}.safetensors", weights, metadata={"format": "pt"})
+        write_parts(folder, weights, transformer, scheduler)
         also(folder)
         vae = folder / "vae" / "config.json"
         if vae.is_file():
             index["vae"] = ["diffusers", read_json(vae)["_class_name"]]
-        write_json(folder / "transformer" / "config.json", {**transformer, **version})
-        write_json(folder / "scheduler" / "scheduler_config.json", {**scheduler, **version})
         write_json(folder / "model_index.json", index)
     return notes(read_json(path / "vae" / "config.json") if "vae" in index else {})
+
+
+def write_parts(folder: Path, weights: State, transformer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
+    """What a pipeline has beside text encoders and autoencoder."""
+    version = {"_diffusers_version": VERSION}
+    for part in ("transformer", "scheduler"):
+        (folder / part).mkdir()
+    write_safetensors(folder / "transformer" / f"{WEIGHTS}.safetensors", weights, metadata={"format": "pt"})
+    write_json(folder / "transformer" / "config.json", {**transformer, **version})
+    write_json(folder / "scheduler" / "scheduler_config.json", {**scheduler, **version})
+
+
+def write_transformer(
+    path: Path, weights: State, transformer: Mapping[str, Any], scheduler: Mapping[str, Any], also: Also
+) -> list[str]:
+    """A text-to-image network and its scheduler, whole or not at all; a pipeline lacks its text encoders there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(path) as folder:
+        write_parts(folder, weights, transformer, scheduler)
+        also(folder)
+    return ["there are no text encoders: give stock diffusers this transformer/ in place of a whole pipeline's"]
 
 
 def notes(vae: Mapping[str, Any]) -> list[str]:

@@ -12,16 +12,36 @@ from ..diffusion.process import Denoiser, process_from
 from ..errors import UserError, lookup
 from ..model.dit import DiT
 from ..model.weights import load_strictly
-from . import numerics, rules
+from . import numerics, pixart, rules, sd3
 from .diffusers import DIFFUSERS
 from .dit import DIT
 from .family import Also, Family, Portable, check
+from .flux import FLUX, FLUX_DIFFUSERS
 from .folder import read_folder
 from .lightningdit import LIGHTNINGDIT
 from .sit import SIT
 from .source import Source, read_file, source_of
 
-FAMILIES: dict[str, Family] = {"dit": DIT, "sit": SIT, "lightningdit": LIGHTNINGDIT, "diffusers": DIFFUSERS}
+FAMILIES: dict[str, Family] = {
+    "dit": DIT,
+    "sit": SIT,
+    "lightningdit": LIGHTNINGDIT,
+    "diffusers": DIFFUSERS,
+    "flux": FLUX,
+    "flux-diffusers": FLUX_DIFFUSERS,
+    "pixart": pixart.PIXART,
+    "pixart-diffusers": pixart.STOCK,
+    "sd3": sd3.SD3,
+    "sd3-diffusers": sd3.STOCK,
+}
+SIGNS = {  # start of a key -> whose it is; the first that is found
+    "double_blocks.": "flux",
+    "single_transformer_blocks.": "flux-diffusers",
+    "t_block.": "pixart",
+    "adaln_single.": "pixart-diffusers",
+    "joint_blocks.": "sd3",
+    "time_text_embed.": "sd3-diffusers",
+}
 LIGHTNING_ONLY = ("feat_rope.", ".mlp.w12.", ".norm1.weight", ".q_norm.weight")
 
 
@@ -30,10 +50,10 @@ def read(
 ) -> Portable:
     """A network of another project: weights under our names, and all that the file tells of its use.
 
-    `path_or_state_dict`: a `.safetensors` or torch file (plain, or {"model", "ema", ...}: the EMA is taken), a
-    DiTPipeline's folder or its transformer's, or a state dict. `family`: one of FAMILIES where neither keys nor file
-    tell it. `heads`: needed where the width is none of the papers' and no config.json tells. UserError names the key
-    that is unknown, missing or misshapen. Weights share memory with the state dict.
+    `path_or_state_dict`: a `.safetensors` or torch file (plain, or {"model", "ema", ...}: the EMA is taken), the
+    folder of diffusers' pipeline or its transformer's, or a state dict. `family`: one of FAMILIES where neither keys
+    nor file tell it. `heads`: needed where the width is none of the papers' and no config.json tells. UserError names
+    the key that is unknown, missing or misshapen. Weights share memory with the state dict.
     """
     if isinstance(path_or_state_dict, Mapping):
         source = source_of(path_or_state_dict)
@@ -43,12 +63,19 @@ def read(
     house = lookup("family", family or detect(source), FAMILIES)
     layout = house.layout(source, heads)
     state = rules.read(source.state, house.rules, layout, source.called)
-    return Portable(model=layout.model, state=state, **house.about(source, layout))
+    told = house.about(source, layout)
+    if source.beside:
+        unread = f"beside the network the file holds {', '.join(source.beside)}, which is not read"
+        told["notes"] = (*told.get("notes", ()), unread)
+    return Portable(model=layout.model, state=state, **told)
 
 
 def detect(source: Source) -> str:
     """The family of a checkpoint, by its keys and by what its file says. UserError where they do not tell."""
     keys, first = source.state, sorted(source.state)[:3]
+    for sign, name in SIGNS.items():
+        if any(key.startswith(sign) for key in keys):
+            return name
     if "pos_embed.proj.weight" in keys and any(key.startswith("transformer_blocks.") for key in keys):
         return "diffusers"
     if not {"x_embedder.proj.weight", "y_embedder.embedding_table.weight", "final_layer.linear.weight"} <= keys.keys():
@@ -78,8 +105,9 @@ def load(
 def write(portable: Portable, path: str | Path, *, to: str, also: Also = lambda folder: None) -> list[str]:
     """Write a network as a family's own files, whole or not at all; returns notes for the person, a line each.
 
-    `to`: "dit", "sit", "lightningdit" (a `.pt` or `.safetensors` file) or "diffusers" (a DiTPipeline's folder;
-    `also(folder)` may add its vae/). UserError where the family has no such networks, or the place is taken.
+    `to`: one of FAMILIES: a file in the projects' own layouts (`.safetensors`, `.pt`, PixArt's `.pth`), a folder in
+    diffusers' ("diffusers" and those that end so), to which `also(folder)` may add its vae/. UserError where the family
+    has no such networks, or the place is taken.
     """
     house, path = lookup("family", to, FAMILIES), Path(path)
     check_place(path, to)

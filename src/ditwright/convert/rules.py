@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model.config import DiTConfig
+from ..model.config import DiTConfig, Stage
 from ..model.dit import DiT
 from ..model.weights import State
 
@@ -42,10 +42,11 @@ class Way:
     needed: bool = True  # a file must have it
     written: bool = True
     when: Callable[[DiTConfig], bool] = lambda model: True
+    where: Callable[[Stage], bool] = lambda stage: True  # of which blocks
 
 
 class Rule(NamedTuple):
-    """Their keys and ours: "{i}" is the number of a block, "{p}" weight or bias."""
+    """Their keys and ours: "{i}" is the number of a block, "{j}" its number among its kind, "{p}" weight or bias."""
 
     theirs: str | tuple[str, ...]
     ours: str | tuple[str, ...]
@@ -67,7 +68,10 @@ def spread(rules: Sequence[Rule], layout: Layout) -> list[Link]:
     """
     model, weights = layout.model, shapes(layout.model)
     rules = [rule for rule in rules if rule.way.when(model)]
-    links = [link for rule in rules for link in places(rule, model.depth) if weights.keys() >= set(link.ours)]
+    blocks = [stage for stage in model.stages for _ in range(stage.depth)]
+    here = {rule: [i for i, stage in enumerate(blocks) if rule.way.where(stage)] for rule in rules}
+    found = (link for rule in rules for link in places(rule, model.depth, among_kind(model), here[rule]))
+    links = [link for link in found if weights.keys() >= set(link.ours)]
     for keys in ([key for link in links for key in link.theirs], [key for link in links for key in link.ours]):
         claims = Counter(keys)
         if twice := [key for key, count in claims.items() if count > 1]:
@@ -84,16 +88,27 @@ def shapes(model: DiTConfig) -> State:
         return DiT(model).state_dict()
 
 
-def places(rule: Rule, depth: int) -> Iterator[Link]:
-    """A rule at every block and for weight and bias; "{i}" on their side alone stands for all blocks at once."""
+def among_kind(model: DiTConfig) -> list[int]:
+    """How many blocks of the same kind come before each block: a kind is a stage, whatever its depth."""
+    kinds = [replace(stage, depth=1) for stage in model.stages for _ in range(stage.depth)]
+    return [kinds[:i].count(kind) for i, kind in enumerate(kinds)]
+
+
+def places(rule: Rule, depth: int, among: Sequence[int] = (), here: Sequence[int] | None = None) -> Iterator[Link]:
+    """A rule at every block and for weight and bias; "{i}" on their side alone stands for all blocks at once.
+
+    `among`: the number of each block among its kind, where that is not its number. `here`: the rule's blocks, where
+    those are not all.
+    """
+    among = among or range(depth)
     theirs = (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
     ours = (rule.ours,) if isinstance(rule.ours, str) else rule.ours
     numbered = any("{i}" in name for name in ours)
-    for i in range(depth) if numbered else [0]:
+    for i in (range(depth) if here is None else here) if numbered else [0]:
         blocks = [i] if numbered else range(depth)
         for p in ("weight", "bias") if any("{p}" in name for name in theirs) else [""]:
             yield Link(
-                tuple(dict.fromkeys(name.format(i=n, p=p) for n in blocks for name in theirs)),
+                tuple(dict.fromkeys(name.format(i=n, j=among[n], p=p) for n in blocks for name in theirs)),
                 tuple(name.format(i=i, p=p) for name in ours),
                 rule.way,
             )
@@ -166,6 +181,10 @@ def _with_second_half(ours: Sequence[Tensor], layout: Layout) -> list[Tensor]:
     return [torch.stack((w, torch.zeros_like(w)), 1).flatten(0, 2) for w in parts] if layout.doubled else list(ours)
 
 
+def _swapped(w: Tensor) -> Tensor:
+    return torch.cat(w.chunk(2)[::-1])
+
+
 def _with_shifts(theirs: State, layout: Layout) -> list[Tensor]:
     halves = [half for w in theirs.values() for half in w.chunk(2)]
     width = layout.model.width
@@ -183,6 +202,9 @@ kernel = Way(  # of a convolution that cuts patches, as a matrix
 )
 joined = Way(  # queries, keys and values
     lambda theirs, layout: [torch.cat(_all(theirs, layout))], lambda ours, layout: ours[0].chunk(3)
+)
+swapped = Way(  # scale before shift
+    lambda theirs, layout: [_swapped(w) for w in theirs.values()], lambda ours, layout: [_swapped(w) for w in ours]
 )
 copies = Way(  # one in each block
     _one_of_equals, lambda ours, layout: [w.clone() for w in ours for _ in range(layout.model.depth)]

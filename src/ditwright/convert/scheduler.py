@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +65,23 @@ def path_of(config: Mapping[str, Any], steps: int, where: str) -> str:
         f"{where} has a table of noise that no path here has ({told}); known: linear from {0.1 / steps:g} to "
         f"{20 / steps:g} at {steps} steps, and squaredcos_cap_v2"
     )
+
+
+def read_flow(config: Mapping[str, Any], default: float) -> float:
+    """The shift of a FlowMatchEulerDiscreteScheduler's times, at its largest picture where it follows the size."""
+    if config.get("use_dynamic_shifting"):
+        return math.exp(config.get("max_shift", 1.15))
+    return config.get("shift", default)
+
+
+def write_flow(shift: float) -> dict[str, Any]:
+    """The settings of a FlowMatchEulerDiscreteScheduler that steps as `euler` does here."""
+    return {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "num_train_timesteps": 1000,
+        "shift": shift,
+        "use_dynamic_shifting": False,
+    }
 
 
 def table_of(config: Mapping[str, Any], steps: int) -> Tensor | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..model.weights import State, read_safetensors, read_torch
 
+WITHIN = "model.diffusion_model."  # of a network in a file that may hold an autoencoder and text encoders beside it
 WRAPPED = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")  # by DDP and torch.compile
 
 
@@ -27,17 +28,20 @@ class Source:
     said: Mapping[str, Any] = field(default_factory=dict)  # beside weights: flags of train.py, or a folder's JSON files
     name: str = ""  # of the file
     folder: Path | None = None
+    beside: tuple[str, ...] = ()  # what else than the network the file holds, by the start of its keys
 
 
 def source_of(state: Mapping[str, Tensor], **rest: Any) -> Source:
     """A source from a state dict. UserError where two keys are one once the prefixes are off."""
     called: dict[str, str] = {}
-    for key in state:
-        name = WRAPPED.sub("", key)
+    within = [key for key in state if key.startswith(WITHIN)] or list(state)
+    for key in within:
+        name = WRAPPED.sub("", key.removeprefix(WITHIN))
         if name in called:
             raise UserError(f"the keys {called[name]!r} and {key!r} of this checkpoint are the same weight twice")
         called[name] = key
-    return Source({name: state[key] for name, key in called.items()}, called, **rest)
+    beside = tuple(sorted({key.partition(".")[0] for key in state.keys() - set(within)}))
+    return Source({name: state[key] for name, key in called.items()}, called, beside=beside, **rest)
 
 
 def read_file(path: Path) -> Source:

@@ -12,12 +12,12 @@ BACKWARD = 2  # times the forward pass: a product for the gradient of the input,
 SAVED = 48  # bytes per token, channel of the width and block that the backward pass needs, bf16 products
 
 
-def training_flops(config: NetConfig, space: Sequence[int], samples: int) -> int:
-    """Floating-point operations of training on so many samples, 2 to a multiply-add."""
-    return 2 * (1 + BACKWARD) * sum(macs(config, space).values()) * samples
+def training_flops(config: NetConfig, space: Sequence[int], samples: int, text: int = 0) -> int:
+    """Floating-point operations of training on so many samples, 2 to a multiply-add; `text`: tokens of each."""
+    return 2 * (1 + BACKWARD) * sum(macs(config, space, text).values()) * samples
 
 
-def memory(config: NetConfig, space: Sequence[int], batch: int, parameters: int) -> dict[str, int]:
+def memory(config: NetConfig, space: Sequence[int], batch: int, parameters: int, text: int = 0) -> dict[str, int]:
     """Bytes on one device in fp32 with bf16 products, AdamW and an average of the weights, by part.
 
     Activations: per block, token and channel the stream and its norm in fp32 twice (16), their modulated copies (4),
@@ -29,7 +29,8 @@ def memory(config: NetConfig, space: Sequence[int], batch: int, parameters: int)
         saved = unet_saved(config, tuple(space))
     else:
         wide = SAVED + 4 * (config.mlp_ratio - 4)
-        saved = round(wide * tokens(config, space) * config.width * config.depth)
+        length = tokens(config, space) + text * (config.context == "stream")
+        saved = round(wide * length * config.width * config.depth)
     return {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
