@@ -58,6 +58,9 @@ class Dataset(Protocol):
     def labels(self, items: np.ndarray) -> np.ndarray:
         """(B,) item numbers of one group -> (B,) int64."""
 
+    def captions(self, items: np.ndarray) -> list[str | None]:
+        """(B,) item numbers -> a caption for each, None where it has none."""
+
     def read(self, items: np.ndarray, flips: np.ndarray) -> np.ndarray:
         """(B,) items of one group, (B,) bool which are mirrored -> (B, H, W, C) uint8, or moments (B, M, h, w)."""
 
@@ -70,6 +73,10 @@ class Pictures:
     targets: np.ndarray  # (N,) int64
     class_names: tuple[str, ...]
     codec: None = None
+    texts: tuple[str, ...] = ()  # N captions, or none at all
+
+    def __post_init__(self):
+        assert len(self.texts) in (0, len(self.images)), f"{len(self.texts)} captions for {len(self.images)} pictures"
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -80,6 +87,10 @@ class Pictures:
     def labels(self, items: np.ndarray) -> np.ndarray:
         """(B,) int64."""
         return self.targets[items]
+
+    def captions(self, items: np.ndarray) -> list[str | None]:
+        """(B,) captions, or None for each where the data set has none."""
+        return [self.texts[item] if self.texts else None for item in items.tolist()]
 
     def read(self, items: np.ndarray, flips: np.ndarray) -> np.ndarray:
         """(B, H, W, C) uint8."""

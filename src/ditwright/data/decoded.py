@@ -38,6 +38,10 @@ class Decoded:
         """(B,) int64; zeros where the source has no classes."""
         return np.array([self.source[item].label or 0 for item in items.tolist()], np.int64)
 
+    def captions(self, items: np.ndarray) -> list[str | None]:
+        """(B,) captions, None where the source has none."""
+        return [self.source[item].caption for item in items.tolist()]
+
     def read(self, items: np.ndarray, flips: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) uint8."""
         images = np.stack(list(self._pool.map(self._picture, items.tolist())))

@@ -14,10 +14,12 @@ from ..errors import UserError, did_you_mean
 from .base import Dataset, Record, Source
 from .decoded import Decoded
 from .digits import digits
+from .emoji import emoji
 from .folder import METADATA, open_flat, open_folder
 from .hub import open_hub
 from .parts import INDEX, SETTINGS
 from .photos import held_out, photos
+from .scenes import scenes
 from .shards import Shards
 from .webdataset import is_pattern, open_tars, shards_of
 
@@ -27,6 +29,9 @@ SOURCES: dict[str, Callable[..., Dataset]] = {  # by image_size, None for the da
     "digits-held-out": lambda size=None: digits("held out"),
     "photos": lambda size=None: photos(size or 64),
     "photos-held-out": lambda size=None: held_out(size or 64),
+    "scenes": lambda size=None: scenes(size=size or 32),  # captioned; never mirror them
+    "scenes-held-out": lambda size=None: scenes("held out", 2000, size=size or 32),
+    "emoji": lambda size=None: emoji(size or 32),  # captioned
 }
 KINDS = (
     "a folder (of class folders, of pictures, with metadata.jsonl, of .tar shards, or prepared), "
@@ -96,7 +101,7 @@ class Known:
     def __getitem__(self, number: int) -> Record:
         item = np.array([range(len(self))[number]])
         label = int(self.data.labels(item)[0]) if self.class_names else None
-        return Record(f"{self.name} {number}", partial(self._read, item), label)
+        return Record(f"{self.name} {number}", partial(self._read, item), label, self.data.captions(item)[0])
 
     def _read(self, item: np.ndarray) -> np.ndarray:
         return self.data.read(item, np.array([False]))[0]
