@@ -18,7 +18,7 @@ FLOORS = [
     "nn diffusion",
     "model",
     "train codec data text metrics convert accel adapt distill",
-    "pipeline evaluate experiment",
+    "pipeline evaluate experiment conditions",
     "measure",
     "recipes run serve prepare train_codec bench",
     "scaling",  # runs recipes

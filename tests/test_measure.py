@@ -322,7 +322,7 @@ def others(judge, tmp_path_factory):
         ("--measure.reference {}/five.npz --measure.metrics dc", "5 pictures in .* are too few for dc"),
         ("--measure.reference {}/other.npz", "was made with judge-other-"),
         ("--measure.reference {}/few.npz --measure.metrics kid", "kid needs features of single pictures"),
-        ("--measure.guidance_scale 2 --model.num_classes 0", "guidance needs a network with classes"),
+        ("--measure.guidance_scale 2 --model.num_classes 0", "guidance needs a condition"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is_written(more, said, tiny, words, others, tmp_path):

@@ -26,6 +26,7 @@ from .diffusion.target import Prediction
 from .errors import UserError
 from .model.baseline import NetConfig
 from .model.build import build
+from .model.config import DiTConfig
 from .model.flops import macs
 from .rng import Draws
 from .train.config import OptimConfig
@@ -46,11 +47,12 @@ class Subject:
 
     config: NetConfig
     space: tuple[int, ...]
+    text: int = 0  # tokens, where the network hears text
 
     def flops(self) -> dict[str, int]:
         """Of one sample in each pass, 2 to a multiply-add. UserError where the size does not fit the network."""
-        forward = 2 * sum(macs(self.config, self.space).values())
-        return dict(zip(PASSES, (forward, training_flops(self.config, self.space, 1)), strict=True))
+        forward = 2 * sum(macs(self.config, self.space, self.text).values())
+        return dict(zip(PASSES, (forward, training_flops(self.config, self.space, 1, self.text)), strict=True))
 
 
 @dataclass(frozen=True)
@@ -207,9 +209,7 @@ def works_of(subject: Subject, bench: Bench, device: torch.device) -> dict[str, 
         torch.empty(bench.batch_size, config.channels, *subject.space)
     )
     x, t = x.to(device), torch.full((bench.batch_size,), 0.5, device=device)  # (B, C, *space), (B,)
-    cond: Cond = {}
-    if config.num_classes:
-        cond["label"] = torch.arange(bench.batch_size, device=device) % config.num_classes
+    cond = {name: told.to(device) for name, told in made_up(config, bench.batch_size, subject.text).items()}
     products = autocast(bench.precision, device)
 
     @torch.inference_mode()
@@ -227,6 +227,25 @@ def works_of(subject: Subject, bench: Bench, device: torch.device) -> dict[str, 
         autocast=products,
     )
     return dict(zip(PASSES, (forward, lambda: next(ticks)), strict=True))
+
+
+def made_up(config: NetConfig, count: int, text: int) -> Cond:
+    """Conditions of so many samples, of `text` tokens where the network hears text: as it asks for, and meaningless."""
+    draws, cond = Draws(0, range(count), "conditions"), dict[str, torch.Tensor]()
+    if config.num_classes:
+        cond["label"] = torch.arange(count) % config.num_classes
+    if isinstance(config, DiTConfig):
+        if config.text_vocab:
+            cond["text"] = torch.zeros(count, text, dtype=torch.int64)
+        elif config.text_width:
+            cond["text"] = draws.normal(torch.empty(count, text, config.text_width))
+        if config.pooled_width:
+            cond["pooled"] = draws.normal(torch.empty(count, config.pooled_width))
+        if config.guidance:
+            cond["guidance"] = torch.full((count,), 3.5)
+        if config.sizes:
+            cond["size"] = torch.ones(count, 3)
+    return cond
 
 
 def batches(x: torch.Tensor, cond: Cond) -> Iterator[Batch]:

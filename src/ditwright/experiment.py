@@ -12,6 +12,7 @@ from .codec.config import AutoencoderConfig, CodecConfig
 from .diffusion.config import ObjectiveConfig, ProcessConfig, SampleConfig
 from .errors import UserError
 from .model.baseline import NetConfig
+from .text.config import TextConfig
 from .train.config import LogConfig, OptimConfig
 
 
@@ -22,7 +23,7 @@ class DataConfig:
     source: str = "digits"  # a name in SOURCES, a folder that `ditwright prepare` wrote, or pictures
     image_size: int | None = None  # pictures are cropped to it; None: as they are, or as they were prepared
     batch_size: int = 256  # over all processes
-    label_drop: float = 0.1  # share of labels replaced by the null class, for guidance
+    label_drop: float = 0.1  # share of labels replaced by the null class, of captions by none, for guidance
     flip: float = 0.0  # share of pictures mirrored left to right
     prefetch: int = 2  # batches made ahead, in a thread
     validation: str = ""  # held-out data, a source like the other, for a loss without the noise of drawing
@@ -86,6 +87,7 @@ class TrainConfig:
     process: ProcessConfig = field(default_factory=ProcessConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
+    text: TextConfig = field(default_factory=TextConfig)  # the encoder of captions, where the network hears text
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)  # previews, and the default of `ditwright sample`

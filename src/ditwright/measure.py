@@ -64,6 +64,8 @@ def gauge_of(config: MeasureConfig, pipe: Pipeline, data: Dataset, *, source: st
 
     The reference's pictures are seen here, once, by all processes together. UserError where anything does not fit.
     """
+    if pipe.encoder is not None:
+        raise UserError("measure.every draws a sample of each class in turn, and this network hears text; leave it 0")
     for name in config.metrics:
         lookup("metric", name, METRICS)
     samples, extractor = drawn(config, pipe), extractor_from(config.extractor, world.device)

@@ -14,23 +14,30 @@ import torch
 
 from .codec.base import Codec, codec_from, completed
 from .codec.config import CodecConfig
+from .conditions import Captions, Classes, Conditions, captions
 from .config import from_dict
 from .data.ahead import ahead
-from .data.base import Dataset, Group, batch_items, drop, mirrored
+from .data.base import Dataset, Group, batch_items, mirrored
 from .data.sources import open_dataset
 from .diffusion.objective import Loss, SecondMoment, objective_from
 from .diffusion.process import Denoiser, process_from
 from .diffusion.validation import binned_loss
 from .errors import UserError
+from .evaluate.pictures import spread
 from .experiment import TrainConfig
 from .measure import Gauge, gauge_of
 from .model.baseline import UNetConfig
 from .model.build import build
+from .model.config import DiTConfig
 from .model.mup import growth, rescale
 from .nn.branch import run_all
 from .pictures import grid, save_png
 from .pipeline import WEIGHTS, Card, Pipeline
 from .rng import Draws
+from .text.base import TextEncoder, agree, encoder_from
+from .text.base import completed as completed_text
+from .text.bytes import Bytes
+from .text.tokenizer import learn
 from .train.cost import training_flops
 from .train.ema import EMA
 from .train.fit import Batch
@@ -54,6 +61,8 @@ class Parts:
     data: Dataset
     codec: Codec
     world: World
+    conditions: Conditions
+    encoder: TextEncoder | None = None  # of captions
     held_out: Dataset | None = None
     gauge: Gauge | None = None  # where samples are measured as training goes
 
@@ -111,6 +120,7 @@ def assemble(config: TrainConfig, world: World) -> Parts:
         )
     if config.model.channels != config.codec.channels:
         raise UserError(f"model.channels is {config.model.channels}; the codec gives {config.codec.channels}")
+    config, encoder = encoded(config, data)
     if config.objective.importance and world.size > 1:
         raise UserError("objective.importance keeps a history of losses and runs in one process")
     if config.checkpoint_activations and isinstance(config.model, UNetConfig):
@@ -131,7 +141,9 @@ def assemble(config: TrainConfig, world: World) -> Parts:
         for block in denoiser.net.blocks:
             block.compile()
     loss = objective_from(config.objective, process)
-    parts = Parts(config, denoiser, loss, adamw(net, config.optim, slower), ema, data, codec, world)
+    optim = adamw(net, config.optim, slower)
+    conditions = conditions_from(config, encoder.to(world.device) if encoder else None)
+    parts = Parts(config, denoiser, loss, optim, ema, data, codec, world, conditions, encoder)
     pipe = sampled_by(parts)
     for group in data.groups:
         pipe.plan(config.sample, group.size)
@@ -144,6 +156,37 @@ def assemble(config: TrainConfig, world: World) -> Parts:
     if config.measure.every:
         parts.gauge = gauge_of(config.measure, pipe, data, source=config.data.source, world=world)
     return parts
+
+
+def encoded(config: TrainConfig, data: Dataset) -> tuple[TrainConfig, TextEncoder | None]:
+    """The text encoder of a run, pinned in its configuration; a tokenizer not named is learnt from the captions.
+
+    UserError where it does not suit the network, or where pictures have no captions.
+    """
+    text, model = config.text, config.model
+    if not isinstance(model, DiTConfig):
+        if text.kind != "none":
+            raise UserError(f"text.kind is {text.kind}, and a U-Net hears no text")
+        return config, None
+    if text.kind == "none":
+        agree(text, model)
+        return config, None
+    if text.kind == "bytes" and not text.source:
+        items = np.concatenate([group.items for group in data.groups])
+        encoder: TextEncoder = Bytes(text, learn(captions(data, items), model.text_vocab, length=text.length))
+    else:
+        text = completed_text(text)
+        encoder = encoder_from(text).ready()
+    agree(text, model, encoder)
+    captions(data, data.groups[0].items[:1])
+    return replace(config, text=text), encoder
+
+
+def conditions_from(config: TrainConfig, encoder: TextEncoder | None) -> Conditions:
+    """What tells the network of a sample."""
+    if encoder is None:
+        return Classes(config.model.num_classes, config.seed)
+    return Captions(encoder, config.seed)
 
 
 def job_of(parts: Parts) -> Job:
@@ -166,7 +209,7 @@ def job_of(parts: Parts) -> Job:
         world=parts.world,
         run=checkpointed if config.checkpoint_activations else run_all,
         measures=tuple(measures(parts)),
-        flops=training_flops(config.model, latent_size(parts), 1),
+        flops=training_flops(config.model, latent_size(parts), 1, config.text.length if parts.encoder else 0),
     )
 
 
@@ -195,12 +238,12 @@ def batches(parts: Parts, first: int) -> Iterator[Batch]:
 
 def batch_of(parts: Parts, data: Dataset, items: np.ndarray, places: range, *, flip: float, label_drop: float) -> Batch:
     """Items as the network sees them at places of the sequence, from which all randomness follows."""
-    codec, seed, device, null = parts.codec, parts.config.seed, parts.world.device, parts.config.model.num_classes
+    codec, seed, device = parts.codec, parts.config.seed, parts.world.device
     raw = data.read(items, mirrored(flip, seed, places))
     moments = codec.moments(raw) if data.codec is None else torch.from_numpy(raw)
     x0 = codec.latents(moments.to(device), lambda like: Draws(seed, places, "latent").normal(like))
-    label = drop(torch.from_numpy(data.labels(items)), null, label_drop, seed, places)
-    return Batch(x0, {"label": label.to(device)} if null else {}, Draws(seed, places, "train"))
+    cond = {name: told.to(device) for name, told in parts.conditions(data, items, places, label_drop).items()}
+    return Batch(x0, cond, Draws(seed, places, "train"))
 
 
 def measures(parts: Parts) -> Iterator[Measure]:
@@ -232,15 +275,19 @@ def validate(parts: Parts) -> dict[str, Any]:
 def sampled_by(parts: Parts) -> Pipeline:
     """The averaged weights, and what a checkpoint says of itself."""
     config, size = parts.config, largest(parts.data).size
-    card = Card(config.model, config.process, config.codec, config.sample, parts.data.class_names, size)
-    return Pipeline(parts.ema.module, card, parts.codec)
+    names = parts.data.class_names if config.model.num_classes else ()
+    card = Card(config.model, config.process, config.codec, config.sample, names, size, config.text)
+    return Pipeline(parts.ema.module, card, parts.codec, parts.encoder)
 
 
 def preview(parts: Parts, output: Path, step: int) -> None:
     """A grid of samples from the averaged weights, the same noise every time: a row per class, at most ten."""
     pipe, classes = sampled_by(parts), min(10, parts.config.model.num_classes)
     columns = 8 if math.prod(pipe.card.image_size) <= 128 * 128 else 4
-    labels = [label for label in range(classes) for _ in range(columns)] or [None] * columns**2
-    pictures = pipe.draw(labels, seed=parts.config.seed)
+    asked: list[Any] = [label for label in range(classes) for _ in range(columns)] or [None] * columns**2
+    if parts.encoder is not None:
+        items = largest(parts.data).items
+        asked = captions(parts.data, items[spread(len(items), columns**2)])
+    pictures = pipe.draw(asked, seed=parts.config.seed)
     (output / "samples").mkdir(exist_ok=True)
     save_png(grid(pictures, columns=columns), output / "samples" / f"step-{step:08d}.png")

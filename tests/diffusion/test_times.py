@@ -6,7 +6,18 @@ from functools import partial
 import pytest
 import torch
 
-from ditwright.diffusion.times import Discrete, LogitNormal, LogNormal, Shifted, Uniform, shift_time
+from ditwright.diffusion.times import (
+    Discrete,
+    LogitNormal,
+    LogNormal,
+    Mode,
+    Shifted,
+    Uniform,
+    flux_shift,
+    resolution_shift,
+    shift_time,
+)
+from ditwright.errors import UserError
 
 ALL = [
     Uniform(),
@@ -14,6 +25,9 @@ ALL = [
     Discrete(7),
     LogitNormal(0.4, 1.3),
     LogNormal(),
+    Mode(),
+    Mode(-1.0),
+    Mode(1.75),
     Shifted(Uniform(), 3.0),
     Shifted(LogitNormal(), 0.4),
 ]
@@ -92,3 +106,34 @@ def test_a_shift_divides_the_signal_to_noise_ratio_of_the_linear_path_by_its_squ
 def test_logit_normal_times_shifted_are_logit_normal():
     u = strata(100)
     torch.testing.assert_close(Shifted(LogitNormal(0.2, 0.9), 3.0)(u), LogitNormal(0.2 + math.log(3), 0.9)(u))
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 0.5, 1.29])
+def test_mode_times_are_the_papers(scale):
+    """Esser et al. 2024: f(u) = 1 - u - s (cos^2(pi u / 2) - 1 + u), which falls; ours is the same density rising."""
+    u = strata(1000)
+    theirs = 1 - u - scale * (torch.cos(math.pi / 2 * u).square() - 1 + u)
+    torch.testing.assert_close(Mode(scale)(u), theirs.flip(0))
+    middle = ((theirs > 0.4) & (theirs < 0.6)).double().mean().item()
+    assert (middle > 0.2) == (scale > 0) or scale == 0
+
+
+def test_modes_without_an_inverse_are_refused():
+    with pytest.raises(UserError, match=r"from -1 to 2 / \(pi - 2\) = 1.75; got 1.8"):
+        Mode(1.8)
+
+
+def test_more_tokens_are_moved_to_noise():
+    """The direction that is so often taken for the other: at 4 times the tokens, SD3 trains and samples noisier."""
+    assert resolution_shift(4096, 1024) == 2.0
+    assert resolution_shift(256, 1024) == 0.5
+    t = torch.tensor([0.25, 0.5, 0.75])
+    assert (shift_time(t, resolution_shift(4096, 1024)) > t).all()
+    torch.testing.assert_close(shift_time(t, 3.0), 3 * t / (1 + 2 * t))  # SD3's release
+
+
+def test_flux_shifts_by_its_line():
+    """sigma = exp(mu) / (exp(mu) + 1 / t - 1), as its schedule is written."""
+    assert (math.log(flux_shift(256)), math.log(flux_shift(4096))) == pytest.approx((0.5, 1.15))
+    t, factor = torch.tensor([0.1, 0.5, 0.9]), flux_shift(1024)
+    torch.testing.assert_close(shift_time(t, factor), factor / (factor + 1 / t - 1))

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, lookup
+from ..model.baseline import NetConfig
+from ..model.config import DiTConfig
 from .info import NETWORKS, sizes
 from .main import Parser
 
@@ -33,7 +35,8 @@ def run(words: list[str]) -> int:
 
     device = best_device()
     batch_size = BATCH[device.type] if args.batch_size is None else args.batch_size
-    subjects = {name: Subject(configs[name], tuple(spaces[name])) for name in names}
+    texts = {name: args.text_tokens * hears_text(configs[name]) for name in names}
+    subjects = {name: Subject(configs[name], tuple(spaces[name]), texts[name]) for name in names}
     bench = Bench(subjects, resolve(args.precision, device), batch_size, args.rounds, args.seconds)
     report = measured(bench, device)
     if args.json:
@@ -41,6 +44,11 @@ def run(words: list[str]) -> int:
             half.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
     print(as_text(report))
     return 0
+
+
+def hears_text(config: NetConfig) -> bool:
+    """Whether text comes to it as tokens."""
+    return isinstance(config, DiTConfig) and config.text_width > 0
 
 
 def parser() -> Parser:
@@ -52,6 +60,7 @@ def parser() -> Parser:
     add = made.add_argument
     add("preset", nargs="*", help=f"any of: {', '.join(NETWORKS)} (default: {DEFAULT})")
     add("--image-size", type=int, nargs="+", default=[256], metavar="N", help="pixels: side, or height width")
+    add("--text-tokens", type=int, default=77, metavar="N", help="of networks that hear text (default: 77)")
     add("--batch-size", type=int, metavar="N", help=f"(default: {BATCH['cpu']}, on a GPU {BATCH['cuda']})")
     add(
         "--precision",

@@ -19,6 +19,7 @@ VERBS = {
     "train-codec": "train a small autoencoder on pictures",
     "scale": "plan, run and fit a ladder of models",
     "convert": "weights from and for other projects",
+    "plot": "draw which times a run trains",
     "info": "parameters, tokens and cost of a network; what a run took",
     "bench": "how fast this machine runs and trains networks",
     "demo": "train on handwritten digits, judge the samples, save pictures",

@@ -39,6 +39,8 @@ def parser() -> Parser:
     add("--heads", type=int, metavar="N", help="of such weights' attention, where they do not tell")
     add("--codec", default="", metavar="PLACE", help="folder or hub name of the autoencoder (default: as trained)")
     add("--revision", default="", metavar="R", help="branch, tag or commit of a hub name")
+    add("--prompt", nargs="+", metavar="TEXT", help="of a network that hears text, one sample each")
+    add("--negative-prompt", default="", metavar="TEXT", help="what guidance leads away from")
     add("--class-labels", nargs="+", metavar="LABEL", help="numbers or names, one sample each (default: every class)")
     add("--num-images", type=int, metavar="N", help="how many, where the network has no classes (default: 16)")
     add("--num-images-per-prompt", type=int, metavar="N", help="of each label (default: 1)")
@@ -78,7 +80,7 @@ def run(words: list[str]) -> int:
     if args["size"] and (args["height"] or args["width"]):
         raise UserError("give --size, or --height and --width")
     fid = args["num_fid_samples"] is not None
-    pictures_only = ("class_labels", "num_images", "num_images_per_prompt", "film_strip")
+    pictures_only = ("prompt", "class_labels", "num_images", "num_images_per_prompt", "film_strip")
     if fid and (wrong := [name for name in pictures_only if args[name] is not None]):
         raise UserError(f"--{wrong[0].replace('_', '-')} is for pictures; a set for FID draws its classes")
     if args["fid_batch_size"] is not None and not fid:
@@ -107,6 +109,8 @@ def run(words: list[str]) -> int:
     config = merge(pipe.card.sample, given)
     size = pipe.size(*(args["size"] or (args["height"], args["width"])))
     pipe.plan(config, size)  # what cannot be done is refused before any work
+    if fid and pipe.encoder is not None:
+        raise UserError("--num-fid-samples draws classes, and this network hears text; draw with --prompt")
     origin = {"checkpoint": name} | {key: value for key, value in places.items() if value}
     return (fid_set if fid else pictures)(pipe, config, size, args, origin)
 
@@ -123,24 +127,33 @@ def pictures(
 
     if place()[1] > 1:
         raise UserError("several processes draw a set, with --num-fid-samples; pictures are for one")
-    labels = pipe.labels(asked_labels(args["class_labels"], pipe.card.model.num_classes, args["num_images"]))
-    labels = repeated(labels, 1 if args["num_images_per_prompt"] is None else args["num_images_per_prompt"])
-    named = [label if pipe.card.model.num_classes else None for label in labels]
+    named = repeated(asked(pipe, args), 1 if args["num_images_per_prompt"] is None else args["num_images_per_prompt"])
+    told = {"negative_prompt": args["negative_prompt"]} if args["negative_prompt"] else {}
     shown = chosen(config.num_inference_steps, args["film_strip"])
     output: Path = args["output"]
     output.mkdir(parents=True, exist_ok=True)
     with tqdm(total=config.num_inference_steps, unit="step", disable=not sys.stderr.isatty()) as bar:
-        images, film = drawn(pipe, named, shown, bar.update, seed=args["seed"], size=size, **asdict(config))
+        images, film = drawn(pipe, named, shown, bar.update, seed=args["seed"], size=size, **told, **asdict(config))
 
-    facts = {**origin, "seed": args["seed"], **asdict(config), "size": list(images.shape[1:3]), "dtype": args["dtype"]}
+    facts = {
+        **origin,
+        "seed": args["seed"],
+        **told,
+        **asdict(config),
+        "size": list(images.shape[1:3]),
+        "dtype": args["dtype"],
+    }
     for i, (image, label) in enumerate(zip(images, named, strict=True)):
-        name = f"seed{args['seed']}-{i:05d}" + ("" if label is None else f"-class{label}")
-        of_class = {"class_label": label, "class_name": pipe.class_name(label)}
+        of_class: dict[str, Any] = {"prompt": label}
+        name = f"seed{args['seed']}-{i:05d}"
+        if pipe.encoder is None:
+            of_class = {"class_label": label, "class_name": pipe.class_name(label)}
+            name += "" if label is None else f"-class{label}"
         save_png(to_pil(image), output / f"{name}.png", {**facts, "index": i, **of_class})
         if film:
             strip = sheet([[clean[i] for _, clean in film]], column_names=[f"t={t:.2f}" for t, _ in film])
             save_png(strip, output / f"{name}-film.png", {**facts, "index": i, **of_class})
-    save_png(grid(images), output / "grid.png", {**facts, "class_labels": named})
+    save_png(grid(images), output / "grid.png", {**facts, "class_labels" if pipe.encoder is None else "prompts": named})
     strips = " with their film strips" if film else ""
     print(f"{len(images)} pictures{strips} and grid.png in {output}")
     return 0
@@ -165,6 +178,20 @@ def chosen(steps: int, count: int | None) -> list[int]:
     if count < 2:
         raise UserError(f"--film-strip needs at least 2 previews; got {count}")
     return sorted({round(i * (steps - 1) / (count - 1)) for i in range(count)})
+
+
+def asked(pipe: Pipeline, args: dict[str, Any]) -> list[Any]:
+    """What each picture is asked for: prompts where the network hears text, else classes; None where neither."""
+    if pipe.encoder is not None:
+        if args["class_labels"] or args["num_images"]:
+            raise UserError("this network hears text: give --prompt, and --num-images-per-prompt for more of each")
+        if not args["prompt"]:
+            raise UserError("this network hears text: give --prompt TEXT; an empty one is nothing in particular")
+        return args["prompt"]
+    if args["prompt"] or args["negative_prompt"]:
+        raise UserError("--prompt and --negative-prompt are for networks that hear text; give --class-labels")
+    labels = pipe.labels(asked_labels(args["class_labels"], pipe.card.model.num_classes, args["num_images"]))
+    return [label if pipe.card.model.num_classes else None for label in labels]
 
 
 def asked_labels(given: list[str] | None, classes: int, count: int | None) -> list[Any]:

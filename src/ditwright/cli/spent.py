@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from ..train.config import LogConfig
     from ..train.energy import Estimate, Span
 
-OF_PRESETS = ("conditioning", "image_size", "num_classes", "train_steps", "batch_size", "devices", "tflops")
+OF_PRESETS = ("conditioning", "image_size", "text_tokens", "num_classes")
+OF_PRESETS += ("train_steps", "batch_size", "devices", "tflops")
 
 
 def run_facts(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -59,7 +60,8 @@ def sample_flops(checkpoint: Path) -> int:
     card = read_yaml(Card, checkpoint / CARD)
     if card.image_size is None:
         raise UserError(f"{str(checkpoint / CARD)!r} does not say how large the pictures are")
-    return training_flops(card.model, [side // card.codec.factor for side in card.image_size], 1)
+    text = card.text.length if card.text.kind != "none" else 0
+    return training_flops(card.model, [side // card.codec.factor for side in card.image_size], 1, text)
 
 
 def stated_too(spans: tuple[Span, ...], seconds: float, args: argparse.Namespace, log: LogConfig) -> Estimate:

@@ -43,6 +43,7 @@ class ObjectiveConfig:
     times: str = "uniform"  # TIMES
     mean: float = 0.0  # of logit-normal and log-normal times
     std: float = 1.0
+    mode_scale: float = 1.29  # of mode times
     shift: float = 1.0  # above 1: more noise (Esser et al. 2024, resolution-dependent shift)
     weight: str = "uniform"  # WEIGHTS
     gamma: float = 5.0  # of min-snr
@@ -54,6 +55,8 @@ class ObjectiveConfig:
                 raise UserError(f"objective.{name} must be above 0; got {getattr(self, name):g}")
         if (self.mean, self.std) != (0, 1) and self.times not in ("logit-normal", "log-normal"):
             raise UserError(f"objective.mean and std are for logit-normal and log-normal times, not {self.times!r}")
+        if self.mode_scale != 1.29 and self.times != "mode":
+            raise UserError(f"objective.mode_scale is for mode times, not {self.times!r}")
         if self.gamma != 5 and self.weight != "min-snr":
             raise UserError(f"objective.gamma is for the weight min-snr, not {self.weight!r}")
 

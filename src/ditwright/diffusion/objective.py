@@ -19,7 +19,7 @@ from .path import DDPM, Coeffs, coeffs_like, karras
 from .posterior import VariationalBound
 from .process import Cond, Process
 from .target import Prediction
-from .times import Discrete, LogitNormal, LogNormal, Shifted, Times, Uniform
+from .times import Discrete, LogitNormal, LogNormal, Mode, Shifted, Times, Uniform
 
 Ask = Callable[[Tensor, Tensor, Cond], Prediction]  # a denoiser: (x_t, t, cond)
 Loss = Callable[[Ask, Tensor, Cond, Draws], Tensor]  # (denoiser, x0, cond, draws) -> (B,), unreduced
@@ -125,6 +125,7 @@ TIMES = {
     "uniform": lambda config, process: Uniform(process.span),
     "discrete": lambda config, process: Discrete(process.path.steps),
     "logit-normal": lambda config, process: LogitNormal(config.mean, config.std),
+    "mode": lambda config, process: Mode(config.mode_scale),
     "log-normal": lambda config, process: LogNormal(config.mean, config.std),
 }
 

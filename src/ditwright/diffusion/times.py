@@ -5,11 +5,14 @@ Being inverses they can be plotted, stratified and composed; randomness stays wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..errors import UserError
 
 Times = Callable[[Tensor], Tensor]  # u in (0, 1) -> t, both (B,)
 
@@ -47,6 +50,23 @@ class LogitNormal:
 
 
 @dataclass(frozen=True)
+class Mode:
+    """u - scale (sin^2(pi u / 2) - u), the mode sampling of Esser et al. 2024, Sec. 3.1: above 0 leans to the middle.
+
+    Theirs runs from 1 to 0; its density is symmetric. It has an inverse for -1 <= scale <= 2 / (pi - 2).
+    """
+
+    scale: float = 1.29
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.scale <= 2 / (math.pi - 2):
+            raise UserError(f"mode sampling takes a scale from -1 to 2 / (pi - 2) = 1.75; got {self.scale:g}")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return u - self.scale * (torch.sin(math.pi / 2 * u).square() - u)
+
+
+@dataclass(frozen=True)
 class LogNormal:
     """exp of a normal variable: noise levels of the karras path (Karras et al. 2022, Table 1)."""
 
@@ -71,3 +91,13 @@ class Shifted:
 def shift_time(t: Tensor, shift: float) -> Tensor:
     """shift t / (1 + (shift - 1) t): keeps 0 and 1, moves all between towards noise where shift > 1."""
     return shift * t / (1 + (shift - 1) * t)
+
+
+def resolution_shift(tokens: int, base: int) -> float:
+    """sqrt(tokens / base): noise of equal harm where there are more tokens than `base` (Esser et al. 2024, eq. 23)."""
+    return math.sqrt(tokens / base)
+
+
+def flux_shift(tokens: int) -> float:
+    """exp(mu), mu from 0.5 at 256 tokens to 1.15 at 4,096 along a line (FLUX.1's own schedule)."""
+    return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ..diffusion.config import SampleConfig
 from ..diffusion.guidance import Denoise, clipped, guided
-from ..diffusion.process import Cond, Denoiser
+from ..diffusion.process import Denoiser
 from ..diffusion.target import Prediction
+from .asks import Asks
 
 ROWS = 8  # below about 6 rows matrix libraries switch kernels, and with them last bits: batches are filled up to this
 
 
-def in_batches(denoiser: Denoiser, labels: Sequence[int], null: int, config: SampleConfig) -> Denoise:
-    """The guided, clipped network for samples of these labels, asked for `config.batch_size` of them at a time.
+def in_batches(denoiser: Denoiser, asks: Asks, config: SampleConfig) -> Denoise:
+    """The guided, clipped network for samples of these conditions, asked for `config.batch_size` of them at a time.
 
-    `null` is the class of nothing in particular, 0 where the network has no classes. A sampler above it sees all of
-    them as one batch; what is predicted of one does not depend on the others.
+    A sampler above it sees all of them as one batch; what is predicted of one does not depend on the others.
     """
     size = config.batch_size
-    parts = [_guided(denoiser, labels[i : i + size], null, config) for i in range(0, len(labels), size)]
+    parts = [_guided(denoiser, asks, range(i, min(i + size, asks.count)), config) for i in range(0, asks.count, size)]
 
     def denoise(x_t: Tensor, t: Tensor) -> Prediction:
         found = [part(x, t) for part, x in zip(parts, x_t.split(size), strict=True)]
@@ -31,12 +29,10 @@ def in_batches(denoiser: Denoiser, labels: Sequence[int], null: int, config: Sam
     return denoise
 
 
-def _guided(denoiser: Denoiser, labels: Sequence[int], null: int, config: SampleConfig) -> Denoise:
+def _guided(denoiser: Denoiser, asks: Asks, places: range, config: SampleConfig) -> Denoise:
     """One batch, filled up to whole ROWS by copies of its last sample."""
-    count, fill = len(labels), -len(labels) % ROWS
-    filled = torch.tensor([*labels, *[labels[-1]] * fill], device=next(denoiser.parameters()).device)
-    cond: Cond = {"label": filled} if null else {}
-    free: Cond = {"label": torch.full_like(filled, null)} if null else {}
+    count, fill = len(places), -len(places) % ROWS
+    _, cond, free = asks.rows(places.start, places.stop, fill)
     denoise = guided(
         denoiser,
         cond,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from .. import __version__
 from ..codec.config import CodecConfig
 from ..diffusion.config import ProcessConfig, SampleConfig
 from ..model.baseline import NetConfig
+from ..text.config import TextConfig
 
-CARD, WEIGHTS, CODEC, README = "card.yaml", "model.safetensors", "codec", "README.md"
+CARD, WEIGHTS, CODEC, TEXT, README = "card.yaml", "model.safetensors", "codec", "text", "README.md"
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,18 @@ class Card:
     sample: SampleConfig
     class_names: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None  # height, width in pixels; None: not known, so it must be given
+    text: TextConfig = field(default_factory=TextConfig)  # the encoder of prompts, where the network hears text
 
 
 def readme(card: Card, name: str, parameters: int) -> str:
     """A model card as the hub reads it: front matter, how the network was made, the lines that sample it."""
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts(card, parameters).items())
     labels = "[0, 1]" if card.model.num_classes else "num_images_per_prompt=2"
+    labels = '"..."' if card.text.kind != "none" else labels
+    task = "unconditional-image-generation" if card.text.kind == "none" else "text-to-image"
     return f"""---
 library_name: ditwright
-pipeline_tag: unconditional-image-generation
+pipeline_tag: {task}
 tags:
 - diffusion
 - diffusion-transformer

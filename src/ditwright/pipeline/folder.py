@@ -20,8 +20,9 @@ from ..errors import UserError
 from ..files import whole_folder
 from ..model.build import empty
 from ..model.weights import State, load_strictly, read_safetensors, write_safetensors
+from ..text.base import TextEncoder
 from ..train.state import checkpoints
-from .card import CARD, CODEC, README, WEIGHTS, Card, readme
+from .card import CARD, CODEC, README, TEXT, WEIGHTS, Card, readme
 from .hub import fetch, is_hub_name
 
 FOREIGN = ("model_index.json", "config.json", "transformer")  # what tells a folder of diffusers
@@ -64,6 +65,7 @@ def save(
     card: Card,
     codec: Codec | None,
     *,
+    encoder: TextEncoder | None = None,
     name: str,
     also: Callable[[Path], None] = lambda folder: None,
 ) -> None:
@@ -81,6 +83,9 @@ def save(
         if taken:
             (folder / CODEC).mkdir()
             codec.save(folder / CODEC)
+        if encoder is not None:
+            (folder / TEXT).mkdir()
+            encoder.save(folder / TEXT)
         also(folder)
 
 
@@ -125,6 +130,8 @@ def _checkpoint(folder: Path, codec: str) -> Parts:
         config = replace(card.codec, source=str(folder / CODEC), revision="")
     if codec or not card.codec.source:
         card = replace(card, codec=config)
+    if (folder / TEXT).is_dir() and any((folder / TEXT).iterdir()):
+        card = replace(card, text=replace(card.text, source=str(folder / TEXT)))
     return Parts(_denoiser(card, state), card, codec_from(config))
 
 

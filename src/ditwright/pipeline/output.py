@@ -1,4 +1,4 @@
-"""Final latents in the form that was asked for (as diffusers' VaeImageProcessor gives them)."""
+"""Latents on their way out: final ones in the form that was asked for (as diffusers' VaeImageProcessor gives them)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..codec.base import Codec
+from ..diffusion.sampler import Step
+from ..errors import UserError
 from ..pictures import to_pil
 
 
@@ -39,3 +41,13 @@ OUTPUTS: dict[str, Callable[[Codec, Tensor], Any]] = {
     "pt": as_pt,
     "latent": as_latent,
 }
+
+
+def go_on_with(latents: Tensor, step: Step) -> None:
+    """Put latents in the place of a step's own, which is the tensor that its sampler goes on from."""
+    if latents is not step.x:
+        if latents.shape != step.x.shape:
+            raise UserError(
+                f"a callback's latents must keep the shape {tuple(step.x.shape)}; got {tuple(latents.shape)}"
+            )
+        step.x.copy_(latents)

@@ -6,6 +6,7 @@ B batch, H height, W width, C channels; h, w the latents' height and width.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,13 +25,15 @@ from ..diffusion.process import Denoiser, Index
 from ..diffusion.sampler import SAMPLERS, Sampler, Step, ddim
 from ..errors import UserError, did_you_mean, lookup, unknown
 from ..rng import Draws
+from ..text.base import TextEncoder, encoder_from
+from .asks import Asks, hears_text, of_labels, of_prompts, told_beside
 from .batches import in_batches
 from .card import Card
 from .folder import load, save
 from .hub import push
 from .labels import Labels, numbers, repeated
 from .noise import Generators, Noise, drawn_by
-from .output import OUTPUTS
+from .output import OUTPUTS, go_on_with
 
 TENSORS = ("latents", "x0")  # what a callback may ask for
 
@@ -60,10 +63,11 @@ class Plan(NamedTuple):
 class Pipeline:
     """Samples a trained denoiser. It keeps no state between calls: one serves any number of threads."""
 
-    def __init__(self, denoiser: Denoiser, card: Card, codec: Codec | None = None):
-        """`codec`: one that is there already; otherwise the card's, its weights read when they are first needed."""
+    def __init__(self, denoiser: Denoiser, card: Card, codec: Codec | None = None, encoder: TextEncoder | None = None):
+        """`codec`, `encoder`: those that are there already; otherwise the card's, read when they are first needed."""
         self.denoiser, self.card = denoiser.eval(), card
         self.codec = codec_from(card.codec) if codec is None else codec
+        self.encoder = encoder_from(card.text) if encoder is None and card.text.kind != "none" else encoder
 
     @classmethod
     def from_pretrained(
@@ -74,6 +78,7 @@ class Pipeline:
         heads: int | None = None,
         codec: str = "",
         revision: str = "",
+        encoder: TextEncoder | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Pipeline:
@@ -81,10 +86,10 @@ class Pipeline:
 
         `family`, `heads`: of foreign weights that do not tell (`convert.read`). `codec`: a folder or hub name that
         takes the place of the autoencoder that the checkpoint names. `revision`: branch, tag or commit of a hub name.
-        UserError where a part is missing, naming it.
+        `encoder`: of prompts (`text.base.encoder_from`), where the weights name none. UserError names a missing part.
         """
         parts = load(name, family=family, heads=heads, codec=codec, revision=revision)
-        return cls(*parts).to(device, dtype)
+        return cls(*parts, encoder=encoder).to(device, dtype)
 
     def to(self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Pipeline:
         """Move network and codec to a device and a type of numbers; returns itself. Samplers stay in float32."""
@@ -92,6 +97,8 @@ class Pipeline:
             device, dtype = None, device
         self.denoiser.to(device=device, dtype=dtype)
         self.codec = self.codec.to(device, dtype)
+        if self.encoder is not None:
+            self.encoder = self.encoder.to(device, dtype)
         return self
 
     @property
@@ -112,7 +119,7 @@ class Pipeline:
         `with_codec`: the autoencoder's weights too, where there are any; otherwise the card only names them.
         """
         codec = self.codec if with_codec else None
-        save(Path(path), self.denoiser, self.card, codec, name=Path(path).name, also=also)
+        save(Path(path), self.denoiser, self.card, codec, encoder=self.encoder, name=Path(path).name, also=also)
 
     def push_to_hub(
         self, name: str, *, private: bool = False, revision: str | None = None, commit_message: str = "Upload pipeline"
@@ -120,7 +127,7 @@ class Pipeline:
         """Upload all that `save_pretrained` writes as the repository OWNER/NAME. Returns the address of the commit."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "repository"
-            save(path, self.denoiser, self.card, self.codec, name=name)
+            save(path, self.denoiser, self.card, self.codec, encoder=self.encoder, name=name)
             return push(path, name, private=private, revision=revision, message=commit_message)
 
     def labels(self, given: Sequence[int | str | None]) -> list[int]:
@@ -129,6 +136,16 @@ class Pipeline:
         Where a name is a list of synonyms, as ImageNet's are, any of them will do.
         """
         return numbers(given, self.card.model.num_classes, self.card.class_names)
+
+    def asks(self, given: Sequence[int | str | None], negative_prompt: str | Sequence[str] = "") -> Asks:
+        """What the network is asked for: classes by number or name; or prompts where it hears text, None for none."""
+        if self.encoder is not None:
+            return of_prompts(given, negative_prompt, self.encoder)
+        if hears_text(self.card.model):
+            raise UserError("this network hears text, and its checkpoint names no text encoder: pass encoder=")
+        if negative_prompt:
+            raise UserError("negative_prompt is for networks that hear text; this one is conditioned on classes")
+        return of_labels(self.labels(given), self.card.model.num_classes, self.device)
 
     def class_name(self, label: int | None) -> str | None:
         """What a class is called, where it has a name."""
@@ -157,8 +174,8 @@ class Pipeline:
     def plan(self, config: SampleConfig, size: tuple[int, int] | None = None) -> Plan:
         """Sampler, times and latent size for some settings. UserError where they ask for what cannot be done."""
         model, size, factor = self.card.model, size or self.card.image_size, self.card.codec.factor
-        if config.guidance_scale != 1 and not model.num_classes:
-            raise UserError("guidance needs a network with classes; this one is unconditional: use guidance_scale 1")
+        if config.guidance_scale != 1 and not model.num_classes and self.encoder is None:
+            raise UserError("guidance needs a condition; this network is unconditional: use guidance_scale 1")
         if (config.guidance_channels or 0) > model.channels:
             raise UserError(f"guidance_channels must be at most {model.channels}; got {config.guidance_channels}")
         unit = [factor * p for p in model.patch]
@@ -183,21 +200,23 @@ class Pipeline:
 
     def steps(
         self,
-        class_labels: Sequence[int | str | None],
+        asked: Sequence[int | str | None],
         *,
+        negative_prompt: str | Sequence[str] = "",
         seed: int = 0,
         first: int = 0,
         size: tuple[int, int] | None = None,
         **settings: Any,
     ) -> Iterator[Step]:
-        """Sample latents, one for each label, step by step; the first is sample `first` of `seed`.
+        """Sample latents, one for each class label or prompt, step by step; the first is sample `first` of `seed`.
 
         Sample i of a seed is the same in any batch. `size`: height and width in pixels, the trained one unless given.
         `settings` are fields of SampleConfig; those not given are the checkpoint's.
         """
-        labels, config = self.labels(class_labels), self.settings(settings)
-        noise = self._noise(len(labels), seed, first=first)
-        yield from self._walk(labels, config, self.plan(config, size), noise)
+        config = self.settings(settings)
+        asks = self.asks(asked, negative_prompt)
+        noise = self._noise(asks.count, seed, first=first)
+        yield from self._walk(asks, config, self.plan(config, size), noise)
 
     def frames(
         self, class_labels: Sequence[int | str | None], *, codec: Codec | None = None, **settings: Any
@@ -224,8 +243,10 @@ class Pipeline:
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Labels = None,
+        prompt: Labels = None,
         *,
+        class_labels: Labels = None,
+        negative_prompt: str | Sequence[str] = "",
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
@@ -240,7 +261,9 @@ class Pipeline:
     ) -> ImagePipelineOutput | tuple[Any]:
         """Sample pictures as diffusers' pipelines do: `pipe([207], num_inference_steps=50, guidance_scale=4.0).images`.
 
+        prompt: one text or several, where the network hears text; elsewhere another word for class_labels
         class_labels: one label or several, numbers or names; left out where the network has no classes
+        negative_prompt: one for all or one each; what guidance leads away from, nothing in particular unless given
         height, width: in pixels; as trained unless given
         num_images_per_prompt: pictures of each label, beside each other
         generator: a torch.Generator, or one for each picture; draws the initial latents and the samplers' noise just
@@ -257,41 +280,48 @@ class Pipeline:
             guidance_channels, sampler, clip, batch_size (how many the network sees at once) ...; the checkpoint's
             unless given. guidance_scale: 1 is none; below it the picture turns away from its class
         """
-        config, labels = self.settings(settings), self.labels(repeated(class_labels, num_images_per_prompt))
+        if prompt is not None and class_labels is not None:
+            raise UserError("give a prompt or class_labels, not both")
+        given = repeated(class_labels if prompt is None else prompt, num_images_per_prompt)
+        if negative_prompt and not isinstance(negative_prompt, str):
+            negative_prompt = [text for text in negative_prompt for _ in range(num_images_per_prompt)]
+        config, asks = self.settings(settings), self.asks(given, negative_prompt)
+        if negative_prompt and config.guidance_scale == 1:
+            warnings.warn("negative_prompt has no effect at guidance_scale 1, which is no guidance", stacklevel=2)
         make = lookup("output type", output_type, OUTPUTS)
         for name in callback_on_step_end_tensor_inputs:
             if name not in TENSORS:
                 raise unknown("callback tensor", name, TENSORS)
-        noise = self._noise(len(labels), seed, generator)
+        noise = self._noise(asks.count, seed, generator)
         plan = self.plan(config, self.size(height, width, latents))
         codec = self.codec if output_type == "latent" else self._decoder()
-        for i, step in enumerate(self._walk(labels, config, plan, noise, latents)):
+        for i, step in enumerate(self._walk(asks, config, plan, noise, latents)):
             if callback_on_step_end is not None:
                 tensors = {"latents": step.x, "x0": step.x0}
                 shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                 given = callback_on_step_end(self, i, self._told(plan.times[i]), shown) or {}
-                _go_on_with(given.get("latents", step.x), step)
+                go_on_with(given.get("latents", step.x), step)
         images = make(codec, step.x)
         return ImagePipelineOutput(images) if return_dict else (images,)
 
     @torch.no_grad()
     def _walk(
         self,
-        labels: list[int],
+        asks: Asks,
         config: SampleConfig,
         plan: Plan,
         noise: Noise,
         latents: Tensor | None = None,
     ) -> Iterator[Step]:
         """The steps of a sampler; the sample in each is the sampler's own, which a caller may change in place."""
-        path, shape = self.denoiser.process.path, (len(labels), self.card.model.channels, *plan.space)
+        path, shape = self.denoiser.process.path, (asks.count, self.card.model.channels, *plan.space)
         sigma = max(1.0, path(plan.times[:1]).sigma.item())  # unit noise, as in the originals; more on karras
         if latents is None:
             latents = noise(torch.empty(shape, device=self.device))
         elif latents.shape != shape:
             raise UserError(f"latents must have the shape {shape}; got {tuple(latents.shape)}")
         x = latents.to(self.device, torch.float32) * sigma
-        denoise = in_batches(self.denoiser, labels, self.card.model.num_classes, config)
+        denoise = in_batches(self.denoiser, *told_beside(asks, self.card, config, plan.space))
         yield from plan.sampler(denoise, x, plan.times, path, noise=noise)
 
     def _noise(self, count: int, seed: int | None = None, generator: Generators | None = None, first: int = 0) -> Noise:
@@ -316,13 +346,3 @@ class Pipeline:
         """The time as the network hears it: a whole number where it counts the steps of a table."""
         label = self.denoiser.process.label
         return label(t).round().long() if isinstance(label, Index) else label(t)
-
-
-def _go_on_with(latents: Tensor, step: Step) -> None:
-    """Put latents in the place of a step's own, which is the tensor that its sampler goes on from."""
-    if latents is not step.x:
-        if latents.shape != step.x.shape:
-            raise UserError(
-                f"a callback's latents must keep the shape {tuple(step.x.shape)}; got {tuple(latents.shape)}"
-            )
-        step.x.copy_(latents)

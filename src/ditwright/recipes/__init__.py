@@ -9,6 +9,12 @@ from .digits import digits
 from .imagenet import imagenet
 from .photos import photos
 from .photos_codec import photos_codec
+from .scenes import scenes
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {"digits": digits, "imagenet": imagenet, "photos": photos}
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "digits": digits,
+    "imagenet": imagenet,
+    "photos": photos,
+    "scenes": scenes,
+}
 CODEC_RECIPES: dict[str, Callable[[], CodecTrainConfig]] = {"photos": photos_codec}

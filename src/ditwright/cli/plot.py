@@ -1,0 +1,65 @@
+"""ditwright plot times: which times a run trains, as a picture, so that nobody has to guess which way a shift goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import merge, overrides
+from ..diffusion.config import ObjectiveConfig, ProcessConfig
+from ..errors import UserError
+from ..files import whole_file
+from .main import Parser
+
+SHOWN = {  # where nothing is asked for
+    "uniform": {},
+    "logit-normal": {"times": "logit-normal"},
+    "mode": {"times": "mode"},
+    "logit-normal, shift 3": {"times": "logit-normal", "shift": 3.0},
+}
+EPILOG = """
+Without more, the usual ones beside each other. With keys of the objective, those times alone:
+  ditwright plot times --times logit-normal --mean -0.5 --shift 3
+"""
+
+
+def run(words: list[str]) -> int:
+    parser = Parser(prog="ditwright plot", usage="ditwright plot times [--output FILE.png] [--KEY VALUE ...]")
+    parser.description, parser.epilog = "Draw the density of the times that a run trains.", EPILOG
+    parser.add_argument("what", choices=("times",), metavar="times")
+    parser.add_argument("--output", type=Path, default=Path("times.png"), metavar="FILE", help="(default: times.png)")
+    args, rest = parser.parse_known_args(words)
+    if args.output.suffix != ".png":
+        raise UserError(f"--output takes a .png file; got {str(args.output)!r}")
+    asked = {" ".join(rest): overrides(rest)} if rest else SHOWN
+    configs = {name: merge(ObjectiveConfig(), keys) for name, keys in asked.items()}
+    draw(configs, args.output)
+    print(f"densities of {len(configs)} distribution(s) of times: {args.output}")
+    return 0
+
+
+def draw(configs: dict[str, ObjectiveConfig], output: Path) -> None:
+    """A line for each, and the share of the batch in each fifth of the times beside its name."""
+    import torch
+
+    from ..diffusion.objective import TIMES
+    from ..diffusion.process import process_from
+    from ..diffusion.times import Shifted
+    from ..errors import lookup
+    from ..scaling.canvas import COLOURS, INK, SMALL, named, panels
+
+    figure, (axes,) = panels(1, height=4.2, width=7.6)
+    u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    for i, (name, config) in enumerate(configs.items()):
+        process = process_from(ProcessConfig("karras", "edm") if config.times == "log-normal" else ProcessConfig())
+        times = lookup("times", config.times, TIMES)(config, process)
+        t = (times if config.shift == 1 else Shifted(times, config.shift))(u)
+        heights, edges = torch.histogram(t, 100, density=True)
+        shade = COLOURS[i % len(COLOURS)]
+        axes.stairs(heights.numpy(), edges.numpy(), color=shade, linewidth=1.4, label=name)
+        axes.axvline(t.median().item(), color=shade, linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK)
+    named(axes, "Times that are trained", "t: 0 is data, 1 is noise; dotted: the median", "density")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(output) as half:
+        figure.savefig(half, format="png", metadata={"Software": None})
