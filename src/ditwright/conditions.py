@@ -6,7 +6,7 @@ B batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,13 @@ from torch import Tensor
 from .data.base import Dataset, drop
 from .diffusion.process import Cond
 from .errors import UserError
+from .model.baseline import NetConfig
+from .model.config import DiTConfig
 from .rng import generator
+from .text.base import TextEncoder, agree, completed, encoder_from
+from .text.bytes import Bytes
+from .text.config import TextConfig
+from .text.tokenizer import learn
 
 Encode = Callable[[Sequence[str]], dict[str, Tensor]]  # prompts -> "text", "text_mask", "pooled"
 
@@ -59,3 +65,29 @@ def captions(data: Dataset, items: np.ndarray) -> list[str]:
     if len(found) < len(items):
         raise UserError("the network is conditioned on text, and the data has pictures without captions")
     return found
+
+
+def encoder_for(text: TextConfig, model: NetConfig, data: Dataset) -> tuple[TextConfig, TextEncoder | None]:
+    """The encoder of a run's captions, and its configuration with all that pins it; None where there is none.
+
+    A tokenizer that is not named is learnt from the captions. UserError where network, encoder and data do not suit
+    each other.
+    """
+    if not isinstance(model, DiTConfig):
+        if text.kind != "none":
+            raise UserError(f"text.kind is {text.kind}, and a U-Net hears no text")
+        return text, None
+    if text.kind == "none":
+        agree(text, model)
+        return text, None
+    if text.kind == "bytes" and not text.source:
+        items = np.concatenate([group.items for group in data.groups])
+        learnt = learn(captions(data, items), model.text_vocab, length=text.length)
+        text = replace(text, fingerprint=learnt.fingerprint)
+        encoder: TextEncoder = Bytes(text, learnt)
+    else:
+        text = completed(text)
+        encoder = encoder_from(text).ready()
+    agree(text, model, encoder)
+    captions(data, data.groups[0].items[:1])
+    return text, encoder

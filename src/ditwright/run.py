@@ -14,7 +14,7 @@ import torch
 
 from .codec.base import Codec, codec_from, completed
 from .codec.config import CodecConfig
-from .conditions import Captions, Classes, Conditions, captions
+from .conditions import Captions, Classes, Conditions, captions, encoder_for
 from .config import from_dict
 from .data.ahead import ahead
 from .data.base import Dataset, Group, batch_items, mirrored
@@ -28,16 +28,12 @@ from .experiment import TrainConfig
 from .measure import Gauge, gauge_of
 from .model.baseline import UNetConfig
 from .model.build import build
-from .model.config import DiTConfig
 from .model.mup import growth, rescale
 from .nn.branch import run_all
 from .pictures import grid, save_png
 from .pipeline import WEIGHTS, Card, Pipeline
 from .rng import Draws
-from .text.base import TextEncoder, agree, encoder_from
-from .text.base import completed as completed_text
-from .text.bytes import Bytes
-from .text.tokenizer import learn
+from .text.base import TextEncoder
 from .train.cost import training_flops
 from .train.ema import EMA
 from .train.fit import Batch
@@ -120,7 +116,8 @@ def assemble(config: TrainConfig, world: World) -> Parts:
         )
     if config.model.channels != config.codec.channels:
         raise UserError(f"model.channels is {config.model.channels}; the codec gives {config.codec.channels}")
-    config, encoder = encoded(config, data)
+    text, encoder = encoder_for(config.text, config.model, data)
+    config = replace(config, text=text)
     if config.objective.importance and world.size > 1:
         raise UserError("objective.importance keeps a history of losses and runs in one process")
     if config.checkpoint_activations and isinstance(config.model, UNetConfig):
@@ -142,7 +139,9 @@ def assemble(config: TrainConfig, world: World) -> Parts:
             block.compile()
     loss = objective_from(config.objective, process)
     optim = adamw(net, config.optim, slower)
-    conditions = conditions_from(config, encoder.to(world.device) if encoder else None)
+    conditions: Conditions = Classes(config.model.num_classes, config.seed)
+    if encoder is not None:
+        conditions = Captions(encoder.to(world.device), config.seed)
     parts = Parts(config, denoiser, loss, optim, ema, data, codec, world, conditions, encoder)
     pipe = sampled_by(parts)
     for group in data.groups:
@@ -156,37 +155,6 @@ def assemble(config: TrainConfig, world: World) -> Parts:
     if config.measure.every:
         parts.gauge = gauge_of(config.measure, pipe, data, source=config.data.source, world=world)
     return parts
-
-
-def encoded(config: TrainConfig, data: Dataset) -> tuple[TrainConfig, TextEncoder | None]:
-    """The text encoder of a run, pinned in its configuration; a tokenizer not named is learnt from the captions.
-
-    UserError where it does not suit the network, or where pictures have no captions.
-    """
-    text, model = config.text, config.model
-    if not isinstance(model, DiTConfig):
-        if text.kind != "none":
-            raise UserError(f"text.kind is {text.kind}, and a U-Net hears no text")
-        return config, None
-    if text.kind == "none":
-        agree(text, model)
-        return config, None
-    if text.kind == "bytes" and not text.source:
-        items = np.concatenate([group.items for group in data.groups])
-        encoder: TextEncoder = Bytes(text, learn(captions(data, items), model.text_vocab, length=text.length))
-    else:
-        text = completed_text(text)
-        encoder = encoder_from(text).ready()
-    agree(text, model, encoder)
-    captions(data, data.groups[0].items[:1])
-    return replace(config, text=text), encoder
-
-
-def conditions_from(config: TrainConfig, encoder: TextEncoder | None) -> Conditions:
-    """What tells the network of a sample."""
-    if encoder is None:
-        return Classes(config.model.num_classes, config.seed)
-    return Captions(encoder, config.seed)
 
 
 def job_of(parts: Parts) -> Job:
