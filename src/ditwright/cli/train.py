@@ -24,5 +24,6 @@ def run(words: list[str]) -> int:
     except NonFinite as error:
         raise SystemExit(f"ditwright: stopped: {error}; the last checkpoint in {output} is untouched") from error
     if os.environ.get("RANK", "0") == "0":
-        print(f"checkpoint: {checkpoint}\nto sample: ditwright sample {output}")
+        asks = ' --prompt "..."' if config.text.kind != "none" else ""
+        print(f"checkpoint: {checkpoint}\nto sample: ditwright sample {output}{asks}")
     return 0
