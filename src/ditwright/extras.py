@@ -1,9 +1,12 @@
-"""Optional packages: the only place where an optional import may fail."""
+"""Optional packages: the only place where an optional import may fail, and how to bear with them."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 from .errors import UserError
 
@@ -18,3 +21,23 @@ def need(module: str, *, extra: str) -> ModuleType:
         raise UserError(
             f"the package {module.split('.')[0]!r} is not installed; run: pip install 'ditwright[{extra}]'"
         ) from error
+
+
+@contextmanager
+def quiet(library: Any) -> Iterator[None]:
+    """transformers lists weights that are left unread, and draws bars."""
+    logging = library.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another package says, in one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

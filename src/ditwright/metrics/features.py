@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..extras import need
+from ..extras import first_line, need
 from ..model.weights import digest
 
 PROBE = 64  # pixels of the black picture by which features are counted
@@ -160,8 +160,3 @@ def from_hub(name: str, patterns: list[str], remedy: str) -> Path:
     except (OSError, ValueError) as error:
         reason = first_line(error)
         raise UserError(f"{name!r} is not here and could not be had from the hub ({reason}); {remedy}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error of another package says, in one line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -6,8 +6,7 @@ B batch, H height, W width, C channels, D features.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..extras import need
-from .features import ModuleExtractor, Seen, channels_first, first_line, from_hub
+from ..extras import first_line, need, quiet
+from .features import ModuleExtractor, Seen, channels_first, from_hub
 
 DINO_SIDE = 224  # pixels; Stein et al. 2023
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of red, green, blue in 0 ... 1
@@ -103,7 +102,7 @@ def _load(name: str, class_name: str, types: tuple[str, ...], example: str) -> A
     kind, library = types[0], need("transformers", extra="eval")
     folder = _folder(name, kind, example)
     try:
-        with _quiet(library):
+        with quiet(library):
             config = library.AutoConfig.from_pretrained(folder)
             if config.model_type not in types:
                 allowed = " or ".join(types)
@@ -133,18 +132,3 @@ def _folder(name: str, kind: str, example: str) -> Path:
     remedy = f"where there is a connection run: hf download {name} --local-dir DIR, copy DIR here, name it {kind}:DIR"
     folder = from_hub(name, ["config.json", "*.safetensors*"], remedy)
     return folder if any(folder.glob("*.safetensors")) else from_hub(name, ["config.json", "pytorch_model*"], remedy)
-
-
-@contextmanager
-def _quiet(library: Any) -> Iterator[None]:
-    """transformers lists a text tower that is left unread, and draws bars."""
-    logging = library.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..extras import need
+from ..extras import first_line, need, quiet
 from ..model.weights import digest, read_tensors
 from .tokenizer import digest_of
 
@@ -166,23 +165,3 @@ def fingerprint(folder: Path, tokenizer: Any, kind: str) -> str:
 def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
     for path in weight_files(folder):
         yield from read_tensors(path).items()
-
-
-@contextmanager
-def quiet(library: Any) -> Iterator[None]:
-    """transformers lists weights that are left unread, and draws bars."""
-    logging = library.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def first_line(error: Exception) -> str:
-    """What an error of another package says, in one line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
