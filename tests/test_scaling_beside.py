@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -75,3 +76,12 @@ def test_both_are_on_the_page(folder, findings):
     assert "Without muP the best learning rates of the widths tried lie within a factor of 4." in text
     assert "w64-p4-mup-x2" not in text  # sweeps have a table of their own
     assert "Not in this study" not in text
+
+
+def test_runs_that_the_study_no_longer_asks_for_are_left_out(folder):
+    less = replace(WHOLE.transfer, factors=(0.5, 1.0, 2.0), widths=(64,))
+    found = fit_study(replace(WHOLE, transfer=less, unets=replace(WHOLE.unets, widths=(8,))), folder, rounds=20)
+    assert [(sweep.width, len(sweep.rates)) for sweep in found.sweeps] == [(64, 3), (64, 3)]
+    assert [network.name for network in found.unets] == ["unet8"]
+    other = replace(WHOLE, transfer=replace(WHOLE.transfer, steps=50))
+    assert fit_study(other, folder, rounds=20).sweeps == []

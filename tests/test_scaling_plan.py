@@ -242,3 +242,22 @@ def test_u_nets_and_learning_rates_stand_beside_the_ladder():
 def test_with_mup_every_run_has_one_rate_meant_at_one_width():
     ladder = [run.config.optim for run in runs_of(replace(SMALL, mup=True), SPACE)]
     assert {(optim.lr, optim.mup_width) for optim in ladder} == {(SMALL.lr, SMALL.lr_width)}
+
+
+def test_what_stands_beside_may_be_added_and_grow_and_not_change(tmp_path):
+    settle(SMALL, tmp_path, lambda: "fp32")
+    settle(WHOLE, tmp_path, lambda: "fp32")
+    grown = replace(WHOLE, unets=replace(WHOLE.unets, widths=(8, 16, 32)))
+    settle(replace(grown, transfer=replace(WHOLE.transfer, factors=(0.5, 1.0, 8.0))), tmp_path, lambda: "fp32")
+    for other, key in (
+        (replace(WHOLE, unets=replace(WHOLE.unets, lr=0.5)), "unets.lr"),
+        (replace(WHOLE, transfer=replace(WHOLE.transfer, steps=7)), "transfer.steps"),
+    ):
+        with pytest.raises(UserError, match=f"holds another study: {key} is"):
+            settle(other, tmp_path, lambda: "fp32")
+
+
+def test_u_nets_train_where_transformers_keep_few_activations():
+    runs = runs_of(changed(WHOLE, ["--train.checkpoint_activations", "true"]), SPACE)
+    assert {run.config.checkpoint_activations for run in runs if run.role == UNET} == {False}
+    assert {run.config.checkpoint_activations for run in runs if run.role != UNET} == {True}

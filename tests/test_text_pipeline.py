@@ -241,6 +241,9 @@ def test_the_command_line_takes_prompts(run, capsys, tmp_path):
     with Image.open(tmp_path / "out" / "seed0-00001.png") as opened:
         facts = json.loads(opened.text["parameters"])
     assert (facts["prompt"], facts["negative_prompt"]) == ("nothing", "blue")
+    quiet = ["--prompt", "nothing", "--negative-prompt", "blue", "--guidance-scale", "1", "--output", str(tmp_path)]
+    assert main(["sample", str(run), *quiet]) == 0
+    assert "--negative-prompt has no effect" in capsys.readouterr().err
     for bad, said in (
         ((), "give --prompt TEXT"),
         (("--class-labels", "1"), "this network hears text: give --prompt"),

@@ -159,6 +159,8 @@ class CodecTrainConfig:
             raise UserError(f"steps must be at least 1; got {self.steps}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must be a whole number from 0 to 2^63 - 1; got {self.seed}")
+        if self.optim.mup_width:
+            raise UserError("optim.mup_width is for transformers; an autoencoder takes 0")
         if self.data.crop % self.model.factor:
             raise UserError(
                 f"data.crop {self.data.crop} is not divisible by {self.model.factor}, the factor of model.widths"

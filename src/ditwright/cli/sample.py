@@ -129,6 +129,8 @@ def pictures(
         raise UserError("several processes draw a set, with --num-fid-samples; pictures are for one")
     named = repeated(asked(pipe, args), 1 if args["num_images_per_prompt"] is None else args["num_images_per_prompt"])
     told = {"negative_prompt": args["negative_prompt"]} if args["negative_prompt"] else {}
+    if told and config.guidance_scale == 1:
+        print("note: --negative-prompt has no effect at guidance scale 1, which is no guidance", file=sys.stderr)
     shown = chosen(config.num_inference_steps, args["film_strip"])
     output: Path = args["output"]
     output.mkdir(parents=True, exist_ok=True)

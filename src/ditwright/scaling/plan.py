@@ -133,10 +133,8 @@ def entries(study: Study, base: TrainConfig) -> Iterator[Entry]:
             yield Entry(name, CONDITIONING, kind, replace(config, model=conditioned(config.model, kind)))
     if nets := study.unets:
         for width, seed in product(nets.widths, study.seeds):
-            optim = replace(base.optim, lr=nets.lr)
-            yield Entry(
-                f"unet{width}", UNET, "", replace(base, model=nets.model(width, base.model), optim=optim, seed=seed)
-            )
+            plain = replace(base, checkpoint_activations=False, optim=replace(base.optim, lr=nets.lr), seed=seed)
+            yield Entry(f"unet{width}", UNET, "", replace(plain, model=nets.model(width, base.model)))
     if tried := study.transfer:
         for mup, width, factor, seed in product((False, True), tried.widths, tried.factors, tried.seeds):
             config = network(replace(study, lr_power=0, mup=mup), base, width, tried.patch, seed)

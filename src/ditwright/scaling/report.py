@@ -111,6 +111,15 @@ def sections(findings: Findings, figures: dict[str, Path], name: str) -> Iterato
             "<p class=note>Paper: FID-50K of DiT-XL/2 on ImageNet after 400,000 steps, quoted from Peebles &amp; Xie "
             "2022.</p>"
         )
+    yield from beside(findings, figures, run, fit)
+    yield "<h2>Every network</h2>"
+    yield table(network_table(findings), run)
+    yield "<h2>What does not follow the law, and what is not shown</h2>"
+    yield "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in exceptions(findings)) + "</ul>"
+
+
+def beside(findings: Findings, figures: dict[str, Path], run: str, fit: str) -> Iterator[str]:
+    """What stands beside the ladder: U-Nets, and learning rates by width."""
     yield from shown(
         figures,
         "unets",
@@ -129,10 +138,6 @@ def sections(findings: Findings, figures: dict[str, Path], name: str) -> Iterato
         "three. muP divides the rate of matrices whose inputs grow with the width.",
     )
     yield table(sweep_table(findings.sweeps, findings.study.lr), run)
-    yield "<h2>Every network</h2>"
-    yield table(network_table(findings), run)
-    yield "<h2>What does not follow the law, and what is not shown</h2>"
-    yield "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in exceptions(findings)) + "</ul>"
 
 
 def shown(figures: dict[str, Path], name: str, title: str, caption: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +143,7 @@ def role_of(study: Study, facts: dict[str, Any]) -> str | None:
     """What a run is to a study, which may have grown since: part of the ladder, held out, ..., or nothing."""
     place = (facts["width"], facts["patch"])
     if facts.get("role") in (UNET, TRANSFER):
-        part = study.unets if facts["role"] == UNET else study.transfer
-        return facts["role"] if part and facts["width"] in part.widths else None
+        return facts["role"] if _stands_beside(study, facts) else None
     own = facts["network"] == named(*place)
     if own and study.held_out and place == (study.held_out.width, study.held_out.patch):
         return HELD_OUT
@@ -153,6 +153,18 @@ def role_of(study: Study, facts: dict[str, Any]) -> str | None:
     if paper and place == (paper.width, paper.patch) and facts["conditioning"] in paper.kinds:
         return CONDITIONING
     return None
+
+
+def _stands_beside(study: Study, facts: dict[str, Any]) -> bool:
+    """Whether a U-Net, or a run of the learning rates, is one that the study asks for."""
+    if facts["role"] == UNET:
+        return bool(study.unets) and facts["width"] in study.unets.widths and facts["seed"] in study.seeds
+    part = study.transfer
+    if not part or facts["width"] not in part.widths or facts["seed"] not in part.seeds:
+        return False
+    return (facts["patch"], facts["steps"]) == (part.patch, part.steps) and any(
+        math.isclose(facts["learning_rate"], study.lr * factor) for factor in part.factors
+    )
 
 
 def networks(results: Iterable[Result]) -> list[Network]:

@@ -258,7 +258,7 @@ def settle(study: Study, folder: Path, precision: Callable[[], str]) -> Study:
     if study.precision == "auto":
         study = replace(study, precision=there.precision if there else precision())
     if there:
-        for key, (old, new) in differences(_fixed(there), _fixed(study)).items():
+        for key, (old, new) in differences(_fixed(there, study), _fixed(study, there)).items():
             raise UserError(
                 f"{str(folder)!r} holds another study: {key} is {old} there and {new} now; choose another --output"
             )
@@ -267,9 +267,12 @@ def settle(study: Study, folder: Path, precision: Callable[[], str]) -> Study:
     return study
 
 
-def _fixed(study: Study) -> dict[str, Any]:
+def _fixed(study: Study, other: Study) -> dict[str, Any]:
     """What must stay as it is: all but the list of runs, and what they write as they go."""
     plain = {key: value for key, value in to_dict(study).items() if key not in MAY_GROW}
+    for part, lists in (("unets", ("widths",)), ("transfer", ("widths", "factors", "seeds"))):
+        if getattr(study, part) and getattr(other, part):  # either may still be added
+            plain[part] = {key: value for key, value in to_dict(getattr(study, part)).items() if key not in lists}
     return plain | {
         "options": [option for option in study.options if not option.startswith(("log.", "data.prefetch="))]
     }
