@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +18,8 @@ from torch import Tensor
 from ..codec.base import Codec, codec_from
 from ..config import merge
 from ..diffusion.config import SampleConfig
-from ..diffusion.grid import grid_for, landings, shifted
-from ..diffusion.path import DDPM
 from ..diffusion.process import Denoiser, Index
-from ..diffusion.sampler import SAMPLERS, Sampler, Step, ddim
+from ..diffusion.sampler import Step
 from ..errors import UserError, did_you_mean, lookup, unknown
 from ..rng import Draws
 from ..text.base import TextEncoder, encoder_from
@@ -34,6 +31,7 @@ from .hub import push
 from .labels import Labels, numbers, repeated
 from .noise import Generators, Noise, drawn_by
 from .output import OUTPUTS, go_on_with
+from .plan import Plan, plan_for
 
 TENSORS = ("latents", "x0")  # what a callback may ask for
 
@@ -50,14 +48,6 @@ class ImagePipelineOutput(NamedTuple):
     """What a call returns, under diffusers' name."""
 
     images: Any  # as `output_type` says
-
-
-class Plan(NamedTuple):
-    """What some settings come to."""
-
-    sampler: Sampler
-    times: Tensor  # (steps + 1,) float64
-    space: tuple[int, ...]  # height, width of the latents
 
 
 class Pipeline:
@@ -173,30 +163,7 @@ class Pipeline:
 
     def plan(self, config: SampleConfig, size: tuple[int, int] | None = None) -> Plan:
         """Sampler, times and latent size for some settings. UserError where they ask for what cannot be done."""
-        model, size, factor = self.card.model, size or self.card.image_size, self.card.codec.factor
-        if config.guidance_scale != 1 and not model.num_classes and self.encoder is None:
-            raise UserError("guidance needs a condition; this network is unconditional: use guidance_scale 1")
-        if (config.guidance_channels or 0) > model.channels:
-            raise UserError(f"guidance_channels must be at most {model.channels}; got {config.guidance_channels}")
-        unit = [factor * p for p in model.patch]
-        if len(unit) != 2:
-            raise UserError(f"pictures have 2 axes; the network's patch {model.patch} has {len(unit)}")
-        if size is None:
-            raise UserError("these weights do not tell how large their pictures are: give height and width")
-        if any(s < 1 or s % u for s, u in zip(size, unit, strict=True)):
-            raise UserError(
-                f"picture size {size[0]}x{size[1]} is not divisible by {unit[0]}x{unit[1]} (codec times patch); "
-                "choose multiples of it"
-            )
-        sampler, process = lookup("sampler", config.sampler, SAMPLERS), self.denoiser.process
-        times = grid_for(process, config.num_inference_steps, config.timestep_spacing, config.steps_offset)
-        if config.shift != 1:
-            if process.span[1] != 1 or isinstance(process.path, DDPM):
-                raise UserError(f"shift {config.shift:g} is for paths without a table whose times end at 1; use 1 here")
-            times = shifted(times, config.shift)
-        if sampler is ddim and isinstance(process.path, DDPM) and config.timestep_spacing != "auto":
-            sampler = partial(ddim, to=landings(times, process.path.steps, config.set_alpha_to_one))
-        return Plan(sampler, times, tuple(s // factor for s in size))
+        return plan_for(self.card, self.denoiser.process, config, size, guided=self.encoder is not None)
 
     def steps(
         self,
