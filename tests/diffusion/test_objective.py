@@ -16,6 +16,7 @@ from ditwright.diffusion.objective import (
     MinSNR,
     Objective,
     SecondMoment,
+    VelocityWeight,
     objective_from,
     uniform,
 )
@@ -139,6 +140,22 @@ def test_a_weight_on_the_data_means_the_same_for_every_target(path, weight):
     on_x0 = {name: weight(c, det) * (det / c.sigma) ** 2 for name in TARGETS for det in [determinant(c, TARGETS[name])]}
     for name in TARGETS:
         torch.testing.assert_close(on_x0[name], on_x0["data"])
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine", "vp"])
+def test_the_velocity_weight_makes_every_target_s_error_the_velocity_s(path):
+    c = PATHS[path](batch()[2])
+    velocity = determinant(c, TARGETS["velocity"])
+    for name in TARGETS:
+        det = determinant(c, TARGETS[name])
+        torch.testing.assert_close(VelocityWeight(float("inf"))(c, det), (velocity / det) ** 2)
+    torch.testing.assert_close(VelocityWeight()(c, velocity), torch.ones_like(velocity))
+
+
+def test_the_velocity_weight_keeps_times_from_below_a_twentieth():
+    """Li & He 2025, Sec. 4.2: (x0 - x0')^2 / max(t, 0.05)^2."""
+    c = PATHS["linear"](t := torch.tensor([0.001, 0.04, 0.05, 0.3, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(VelocityWeight()(c, determinant(c, TARGETS["data"])), t.clamp(min=0.05) ** -2)
 
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1.7])

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from ditwright.errors import UserError
+from ditwright.experiment import CodecTrainConfig
 from ditwright.model.build import build
 from ditwright.model.config import CONDITIONINGS, DiTConfig, Stage, conditioned
 from ditwright.train import precision
 from ditwright.train.config import OptimConfig
-from ditwright.train.optim import Constant, Cosine, adamw, schedule_from
+from ditwright.train.optim import Constant, Cosine, Together, adamw, optimizer_from, schedule_from
 
 CPU = torch.device("cpu")
 
@@ -54,6 +56,60 @@ def test_matrices_decay_and_nothing_else_does(conditioning):
     assert decayed | stayed == {name for name, _ in net.named_parameters()}
     products = {f"{name}.weight" for name, module in net.named_modules() if isinstance(module, nn.Linear)}
     assert decayed == products
+
+
+NET = DiTConfig(width=16, heads=2, stages=(Stage(2),), channels=1, out_channels=1, num_classes=3)
+
+
+def test_muon_moves_the_matrices_of_blocks_along_orthogonal_ones_and_adamw_the_rest():
+    """Jordan et al. 2024: the first step is the orthogonal factor of the gradient, here at AdamW's size."""
+    net = build(NET)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for p in net.parameters():
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    optim = optimizer_from(net, OptimConfig(kind="muon", lr=0.01))
+    optim.step()
+    moved = {name: (before[name] - p.detach()) / 0.01 for name, p in net.named_parameters()}
+    matrices = {name for name in moved if name.startswith("blocks.") and moved[name].ndim == 2}
+    assert {"blocks.0.attn.x.qkv.weight"} < matrices
+    for name, step in moved.items():
+        if name in matrices:  # singular values near 1, times 0.2 sqrt(longer side)
+            values = torch.linalg.svdvals(step) / (0.2 * max(step.shape) ** 0.5)
+            assert values.max() < 1.3, name
+            assert 0.8 < values.mean() < 1.2, name
+        else:
+            assert step.abs() == pytest.approx(torch.ones_like(step), abs=1e-3), name
+    optim.zero_grad()
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_muon_remembers_by_the_weight_and_goes_on_exactly():
+    nets = [build(NET) for _ in range(2)]
+    one, other = (optimizer_from(net, OptimConfig(kind="muon", lr=0.01)) for net in nets)
+
+    def step(net: nn.Module, optim: torch.optim.Optimizer, seed: int) -> None:
+        for n, p in enumerate(net.parameters()):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * seed + n))
+        optim.step()
+
+    step(nets[0], one, 1)
+    nets[1].load_state_dict(nets[0].state_dict())
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        other.state[q] = {key: value.clone() for key, value in one.state[p].items()}
+    for net, optim in zip(nets, (one, other), strict=True):
+        step(net, optim, 2)
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_muon_is_refused_where_it_moves_nothing_or_has_another_rate():
+    with pytest.raises(UserError, match="this network has none; take adamw"):
+        optimizer_from(nn.Linear(2, 2), OptimConfig(kind="muon"))
+    with pytest.raises(UserError, match="mup_width is for adamw"):
+        OptimConfig(kind="muon", mup_width=64)
+    with pytest.raises(UserError, match="an autoencoder takes adamw"):
+        CodecTrainConfig(1, optim=OptimConfig(kind="muon"))
+    assert not isinstance(optimizer_from(build(NET), OptimConfig()), Together)
 
 
 def test_frozen_weights_are_left_out():

@@ -10,8 +10,13 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, its schedule, and the average of its weights."""
+    """The optimizer, its schedule, and the average of its weights.
 
+    `muon` moves the matrices of the blocks along the orthogonal matrix nearest to their momentum, at AdamW's rates, and
+    leaves all else to AdamW (Jordan et al. 2024; Liu et al. 2025, Sec. 2.2).
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
@@ -29,6 +34,8 @@ class OptimConfig:
             raise UserError("optim.warmup and optim.weight_decay must be 0 or more")
         if self.mup_width < 0:
             raise UserError(f"optim.mup_width is a width, or 0 for none; got {self.mup_width}")
+        if self.mup_width and self.kind == "muon":
+            raise UserError("optim.mup_width is for adamw: muon's steps are of one size at every width; take 0")
         if self.accumulate < 1:
             raise UserError(f"optim.accumulate must be at least 1; got {self.accumulate}")
         if not 0 <= self.ema < 1 or not all(0 <= beta < 1 for beta in self.betas):

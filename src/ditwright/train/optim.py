@@ -1,15 +1,16 @@
-"""The optimizer and its learning-rate schedules."""
+"""The optimizers and their learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 from torch import nn
 
+from ..errors import UserError
 from .config import OptimConfig
 
 Schedule = Callable[[int], float]  # step, 0 first -> factor on the learning rate
@@ -44,15 +45,49 @@ def schedule_from(config: OptimConfig, steps: int) -> Schedule:
     return Cosine(steps, config.warmup) if config.schedule == "cosine" else Constant(config.warmup)
 
 
-def adamw(net: nn.Module, config: OptimConfig, growth: Mapping[str, float] = MappingProxyType({})) -> torch.optim.AdamW:
+class Together(torch.optim.Optimizer):
+    """Several optimizers as one, each with weights of its own."""
+
+    def __init__(self, *parts: torch.optim.Optimizer):
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = parts
+        for part in parts:
+            part.state = self.state  # one place for what they remember: it is saved and resumed by the weight
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Moves all weights."""
+        for part in self.parts:
+            part.step()
+
+
+def optimizer_from(
+    net: nn.Module, config: OptimConfig, growth: Mapping[str, float] = MappingProxyType({})
+) -> torch.optim.Optimizer:
+    """The optimizer that a configuration names. `growth`: by name of a weight, what its rate is divided by."""
+    if config.kind == "adamw":
+        return adamw(net, config, growth)
+    matrices = [p for name, p in net.named_parameters() if p.requires_grad and p.ndim == 2 and "blocks." in name]
+    if not matrices:
+        raise UserError("optim.kind muon moves the matrices of blocks, and this network has none; take adamw")
+    # Steps of the size that AdamW's have: one learning rate is for both (Liu et al. 2025, Sec. 2.2).
+    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return Together(muon, adamw(net, config, but=frozenset(map(id, matrices))))
+
+
+def adamw(
+    net: nn.Module,
+    config: OptimConfig,
+    growth: Mapping[str, float] = MappingProxyType({}),
+    but: Container[int] = (),
+) -> torch.optim.AdamW:
     """AdamW; weights of products decay, biases, norms and embeddings do not.
 
-    `growth`: by name of a weight, what its rate is divided by (`model/mup.py`).
+    `growth`: by name of a weight, what its rate is divided by (`model/mup.py`). `but`: the id of weights to leave out.
     """
     embeddings = {id(p) for m in net.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): []}  # the first one's rate is logged
     for name, p in net.named_parameters():
-        if p.requires_grad:
+        if p.requires_grad and id(p) not in but:
             decays = p.ndim >= 2 and id(p) not in embeddings
             groups.setdefault((growth.get(name, 1.0), decays), []).append(p)
     return torch.optim.AdamW(
