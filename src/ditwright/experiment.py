@@ -24,6 +24,8 @@ class DataConfig:
     image_size: int | None = None  # pictures are cropped to it; None: as they are, or as they were prepared
     batch_size: int = 256  # over all processes
     label_drop: float = 0.1  # share of labels replaced by the null class, of captions by none, for guidance
+    # Shares of what SD3's CLIP-L, CLIP-G and T5 give that are replaced by zeros, each by itself; SD3: 0.464 of each
+    encoder_drop: tuple[float, float, float] = (0.0, 0.0, 0.0)
     flip: float = 0.0  # share of pictures mirrored left to right
     prefetch: int = 2  # batches made ahead, in a thread
     validation: str = ""  # held-out data, a source like the other, for a loss without the noise of drawing
@@ -40,6 +42,8 @@ class DataConfig:
             raise UserError(
                 f"data.validation_size is at least 1 and goes with data.validation; got {self.validation_size}"
             )
+        if not all(0 <= share <= 1 for share in self.encoder_drop):
+            raise UserError(f"data.encoder_drop must be three shares between 0 and 1; got {self.encoder_drop}")
         for name in ("label_drop", "flip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name} must be between 0 and 1; got {getattr(self, name):g}")
@@ -81,6 +85,7 @@ class TrainConfig:
     steps: int
     model: NetConfig
     seed: int = 0
+    init: str = ""  # weights to start from: a run, a checkpoint, another project's, a hub name; "": drawn by the seed
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; auto: what this device is faster at
     compile: bool = False  # torch.compile each block
     checkpoint_activations: bool = False  # less memory, a third more time
@@ -161,6 +166,8 @@ class CodecTrainConfig:
             raise UserError(f"seed must be a whole number from 0 to 2^63 - 1; got {self.seed}")
         if self.optim.mup_width:
             raise UserError("optim.mup_width is for transformers; an autoencoder takes 0")
+        if self.optim.kind != "adamw":
+            raise UserError(f"optim.kind {self.optim.kind} is for transformers; an autoencoder takes adamw")
         if self.data.crop % self.model.factor:
             raise UserError(
                 f"data.crop {self.data.crop} is not divisible by {self.model.factor}, the factor of model.widths"

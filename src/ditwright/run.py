@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -14,16 +14,15 @@ import torch
 
 from .codec.base import Codec, codec_from, completed
 from .codec.config import CodecConfig
-from .conditions import Captions, Classes, Conditions, captions, encoder_for
+from .conditions import Captions, Classes, Conditions, captions, encoder_for, heard_too
 from .config import from_dict
 from .data.ahead import ahead
-from .data.base import Dataset, Group, batch_items, mirrored
+from .data.base import Dataset, Group, batch_items, mirrored, spread
 from .data.sources import open_dataset
 from .diffusion.objective import Loss, SecondMoment, objective_from
 from .diffusion.process import Denoiser, process_from
 from .diffusion.validation import binned_loss
 from .errors import UserError
-from .evaluate.pictures import spread
 from .experiment import TrainConfig
 from .measure import Gauge, gauge_of
 from .model.baseline import UNetConfig
@@ -32,17 +31,20 @@ from .model.mup import growth, rescale
 from .nn.branch import run_all
 from .pictures import grid, save_png
 from .pipeline import WEIGHTS, Card, Pipeline
+from .pipeline.start import start_from
 from .rng import Draws
 from .text.base import TextEncoder
+from .text.sd3 import widths_of
 from .train.cost import training_flops
 from .train.ema import EMA
 from .train.fit import Batch
 from .train.job import Job, Measure, work
 from .train.log import Found
-from .train.optim import adamw
+from .train.optim import optimizer_from
 from .train.parallel import World, join
 from .train.precision import autocast
 from .train.runners import checkpointed
+from .train.state import checkpoints
 
 
 @dataclass
@@ -71,7 +73,8 @@ def train(config: TrainConfig, output: Path, world: World | None = None) -> Path
     """
     world = world or join()
     try:
-        parts = assemble(config, world)  # first: what does not fit leaves no trace in the folder
+        new = not checkpoints(output)  # first: what does not fit leaves no trace in the folder
+        parts = assemble(config, world, new=new)
         return work(job_of(parts), output)
     finally:
         world.leave()
@@ -105,8 +108,11 @@ def named(codec: CodecConfig) -> str:
     return f"{codec.kind} {codec.source!r}{mark}" if codec.source else codec.kind + mark
 
 
-def assemble(config: TrainConfig, world: World) -> Parts:
-    """Make every part of a run. UserError where they do not fit each other."""
+def assemble(config: TrainConfig, world: World, *, new: bool = True) -> Parts:
+    """Make every part of a run. UserError where they do not fit each other.
+
+    `new`: false where the weights will come from a checkpoint of the run itself.
+    """
     data = open_dataset(config.data.source, image_size=config.data.image_size)
     config = replace(config, codec=agreed_codec(config.codec, data, config.data.source))
     codec, classes = codec_from(config.codec).to(world.device), len(data.class_names)
@@ -118,6 +124,8 @@ def assemble(config: TrainConfig, world: World) -> Parts:
         raise UserError(f"model.channels is {config.model.channels}; the codec gives {config.codec.channels}")
     text, encoder = encoder_for(config.text, config.model, data)
     config = replace(config, text=text)
+    if any(config.data.encoder_drop):
+        widths_of(encoder)
     if config.objective.importance and world.size > 1:
         raise UserError("objective.importance keeps a history of losses and runs in one process")
     if config.checkpoint_activations and isinstance(config.model, UNetConfig):
@@ -133,12 +141,15 @@ def assemble(config: TrainConfig, world: World) -> Parts:
     if slower:
         rescale(net, config.optim.mup_width)
     denoiser = Denoiser(net, process).to(world.device)
+    if config.init and new:
+        card = Card(config.model, config.process, config.codec, config.sample, text=config.text)
+        start_from(config.init, denoiser, card, world.say)
     ema = EMA(denoiser, config.optim.ema)
     if config.compile:
         for block in denoiser.net.blocks:
             block.compile()
     loss = objective_from(config.objective, process)
-    optim = adamw(net, config.optim, slower)
+    optim = optimizer_from(net, config.optim, slower)
     conditions: Conditions = Classes(config.model.num_classes, config.seed)
     if encoder is not None:
         conditions = Captions(encoder.to(world.device), config.seed)
@@ -152,8 +163,10 @@ def assemble(config: TrainConfig, world: World) -> Parts:
             raise UserError("data.validation and data.source were prepared by different codecs")
         if parts.held_out.class_names != data.class_names:
             raise UserError("data.validation and data.source have different classes")
+        heard_too(encoder, parts.held_out)
     if config.measure.every:
-        parts.gauge = gauge_of(config.measure, pipe, data, source=config.data.source, world=world)
+        held_out = parts.held_out
+        parts.gauge = gauge_of(config.measure, pipe, data, held_out, source=config.data.source, world=world)
     return parts
 
 
@@ -201,16 +214,27 @@ def batches(parts: Parts, first: int) -> Iterator[Batch]:
         _, items = batch_items(parts.config.seed, parts.data.groups, size, number)
         places = parts.world.share(range(number * size, (number + 1) * size))
         items = items[places.start - number * size : places.stop - number * size]
-        yield batch_of(parts, parts.data, items, places, flip=config.flip, label_drop=config.label_drop)
+        drop, each = config.label_drop, config.encoder_drop
+        yield batch_of(parts, parts.data, items, places, flip=config.flip, label_drop=drop, encoder_drop=each)
 
 
-def batch_of(parts: Parts, data: Dataset, items: np.ndarray, places: range, *, flip: float, label_drop: float) -> Batch:
+def batch_of(
+    parts: Parts,
+    data: Dataset,
+    items: np.ndarray,
+    places: range,
+    *,
+    flip: float,
+    label_drop: float,
+    encoder_drop: Sequence[float] = (),
+) -> Batch:
     """Items as the network sees them at places of the sequence, from which all randomness follows."""
     codec, seed, device = parts.codec, parts.config.seed, parts.world.device
     raw = data.read(items, mirrored(flip, seed, places))
     moments = codec.moments(raw) if data.codec is None else torch.from_numpy(raw)
     x0 = codec.latents(moments.to(device), lambda like: Draws(seed, places, "latent").normal(like))
-    cond = {name: told.to(device) for name, told in parts.conditions(data, items, places, label_drop).items()}
+    cond = parts.conditions(data, items, places, label_drop, encoder_drop)
+    cond = {name: told.to(device) for name, told in cond.items()}
     return Batch(x0, cond, Draws(seed, places, "train"))
 
 

@@ -5,6 +5,7 @@ import torch
 
 from ditwright.diffusion.config import ProcessConfig
 from ditwright.diffusion.grid import (
+    between,
     full,
     grid_for,
     karras_rho,
@@ -121,3 +122,11 @@ def test_an_offset_moves_leading_steps():
 def test_spacing_is_for_tables():
     with pytest.raises(UserError, match="timestep_spacing 'leading' is for the tables"):
         grid_for(process_from(ProcessConfig("linear", "velocity")), 10, "leading")
+
+
+@pytest.mark.parametrize("times", [uniform(28), shifted(uniform(28), 3.0), full(28), karras_rho(28)])
+def test_a_share_of_the_steps_is_the_same_steps_on_every_grid(times):
+    assert between(times, 0.01, 0.2) == (times[5], times[1])  # 0.28 < i < 5.6
+    assert between(times, 0.25, 0.5) == (times[13], times[8])  # neither end: 7 and 14
+    assert between(times, 0.0, 1.0) == (times[27], times[1])
+    assert between(times, 0.5, 0.51) is None

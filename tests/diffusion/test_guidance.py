@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ditwright.diffusion.config import ProcessConfig
-from ditwright.diffusion.guidance import guided
+from ditwright.diffusion.guidance import Skip, guided
 from ditwright.diffusion.path import coeffs_like, cosine, karras, linear
 from ditwright.diffusion.process import Denoiser, Process, process_from
 from ditwright.diffusion.target import TARGETS
@@ -126,3 +126,33 @@ def test_what_else_is_given_goes_to_the_network(scale):
     den, (x, t) = denoiser(), inputs()
     plain, biased = guided(den, COND, NULL, scale)(x, t), guided(den, COND, NULL, scale, bias=0.25)(x, t)
     torch.testing.assert_close(biased.x0, plain.x0 + 0.25)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("options", [{}, {"channels": 3}, {"interval": (0.0, 0.1)}])
+def test_skipping_leads_away_from_the_network_without_its_layers(scale, options):
+    den, (x, t) = denoiser(), inputs()
+    skip = Skip({"bias": -0.25}, (0.3, 0.6), 2.0)  # a worse opinion; the end of the span is in it
+    plain = guided(den, COND, NULL, scale, **options)(x, t)
+    den.net.batches.clear()
+    found = guided(den, COND, NULL, scale, skip=skip, **options)(x, t)
+    assert den.net.batches == [8 if scale != 1 and "interval" not in options else 4, 4]
+    first = options.get("channels", 4)
+    torch.testing.assert_close(found.x0[:, :first], plain.x0[:, :first] + 2 * 0.25)
+    assert torch.equal(found.x0[:, first:], plain.x0[:, first:])
+    c = cosine(t)
+    torch.testing.assert_close(c.alpha * found.x0 + c.sigma * found.eps, x)
+
+
+@pytest.mark.parametrize("time", [0.29, 0.61])
+def test_outside_its_span_skipping_asks_nothing(time):
+    den, (x, t) = denoiser(), inputs(time)
+    found = guided(den, COND, NULL, 1.0, skip=Skip({"bias": -0.25}, (0.3, 0.6)))(x, t)
+    assert den.net.batches == [4]
+    assert torch.equal(found.x0, den(x, t, COND).x0)
+
+
+def test_rescaling_looks_at_the_skipped_too():
+    den, (x, t) = denoiser(), inputs()
+    found = guided(den, COND, NULL, 4.0, rescale=1.0, skip=Skip({"bias": -0.25}, (0.0, 1.0)))(x, t)
+    torch.testing.assert_close(std(found.x0), std(den(x, t, COND).x0))

@@ -9,9 +9,12 @@ from .recipe import asked
 
 EXAMPLE = "--optim.lr 1e-3 --data.batch_size 128 --model.stages.0.depth 8"
 
+MORE = """
+--init PLACE starts from weights that are there: a run, a checkpoint, another project's file or folder, a hub name."""
+
 
 def run(words: list[str]) -> int:
-    found = asked(words, RECIPES, verb="train", what="Train a network by a recipe.", example=EXAMPLE)
+    found = asked(words, RECIPES, verb="train", what="Train a network by a recipe.", example=EXAMPLE, more=MORE)
     if found is None:
         return 0
     config, output = found

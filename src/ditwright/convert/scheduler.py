@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +21,26 @@ SAMPLERS = {
     "HeunDiscreteScheduler": "heun",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
+SOLVER = {  # of a DPMSolverMultistepScheduler whose steps are those of our dpmpp_2m, which are its defaults
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "timestep_spacing": "linspace",
+    "final_sigmas_type": "zero",
+    "lambda_min_clipped": float("-inf"),
+    **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False),
+    **dict.fromkeys(("use_lu_lambdas", "use_flow_sigmas"), False),
+}
 REFUSED = ("thresholding", "rescale_betas_zero_snr")
+REFUSED_OF_FLOWS = (
+    "invert_sigmas",
+    "shift_terminal",
+    "stochastic_sampling",
+    "use_beta_sigmas",
+    "use_exponential_sigmas",
+    "use_karras_sigmas",
+)
+DYNAMIC = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}  # FLUX.1-dev's
 
 
 def read_scheduler(config: Mapping[str, Any], where: str) -> tuple[ProcessConfig, SampleConfig, list[str]]:
@@ -50,6 +68,8 @@ def read_scheduler(config: Mapping[str, Any], where: str) -> tuple[ProcessConfig
         sampler = SAMPLERS.get(name, "ddim")
         notes = [f"{name} is followed in its betas, prediction_type and clipping; the steps are those of our {sampler}"]
         followed = {}
+        if name == "DPMSolverMultistepScheduler" and all(config.get(key, want) == want for key, want in SOLVER.items()):
+            notes, followed = [], {"timestep_spacing": "linspace"}
     sample = SampleConfig(SAMPLERS.get(name, "ddim"), 50, guidance_scale=4.0, clip=clip, **followed)
     return process, sample, notes
 
@@ -67,20 +87,30 @@ def path_of(config: Mapping[str, Any], steps: int, where: str) -> str:
     )
 
 
-def read_flow(config: Mapping[str, Any], default: float) -> float:
-    """The shift of a FlowMatchEulerDiscreteScheduler's times, at its largest picture where it follows the size."""
+def read_flow(config: Mapping[str, Any], released: Mapping[str, Any]) -> dict[str, Any]:
+    """The shift of a FlowMatchEulerDiscreteScheduler's times, as a SampleConfig's fields; `released`: where none tells.
+
+    UserError for times that no grid here follows.
+    """
+    for key in REFUSED_OF_FLOWS:
+        if config.get(key):
+            raise UserError(f"the scheduler sets {key} = {config[key]!r}, which no sampler here follows")
     if config.get("use_dynamic_shifting"):
-        return math.exp(config.get("max_shift", 1.15))
-    return config.get("shift", default)
+        if (kind := config.get("time_shift_type", "exponential")) != "exponential":
+            raise UserError(f"the scheduler has time_shift_type {kind!r}; only 'exponential' is known here")
+        return {"dynamic_shift": tuple(config.get(key, value) for key, value in DYNAMIC.items())}
+    return {"shift": config["shift"]} if "shift" in config else dict(released)
 
 
-def write_flow(shift: float) -> dict[str, Any]:
+def write_flow(sample: SampleConfig) -> dict[str, Any]:
     """The settings of a FlowMatchEulerDiscreteScheduler that steps as `euler` does here."""
+    moving = sample.dynamic_shift is not None
     return {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "num_train_timesteps": 1000,
-        "shift": shift,
-        "use_dynamic_shifting": False,
+        "shift": sample.shift,
+        "use_dynamic_shifting": moving,
+        **dict(zip(DYNAMIC, sample.dynamic_shift or DYNAMIC.values(), strict=True)),
     }
 
 

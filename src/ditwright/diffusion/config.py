@@ -71,11 +71,17 @@ class SampleConfig:
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # times t at which guidance is on, as a share of the span
     guidance_rescale: float = 0.0
     guidance_channels: int | None = None  # guide only the first few channels (the original DiT: 3)
+    skip_guidance_layers: tuple[int, ...] = ()  # blocks, from 0: away from what is said without them (SD3.5: 7 8 9)
+    skip_layer_guidance_scale: float = 2.8
+    skip_layer_guidance_start: float = 0.01  # share of the steps after which it begins ...
+    skip_layer_guidance_stop: float = 0.2  # ... and before which it has ended
     clip: float | None = None  # keep x0 within this of 0; 1 for pixels, nothing for latents
     use_clipped_model_output: bool = True  # noise made to agree with the clipped x0; diffusers' ddim leaves it
-    timestep_spacing: Literal["auto", "leading", "trailing", "linspace"] = "auto"  # of a DDPM table; diffusers' names
+    timestep_spacing: Literal["auto", "leading", "trailing", "linspace"] = "auto"  # of a DDPM table; linspace: SD3 too
     steps_offset: int = 0  # added to leading steps
     shift: float = 1.0  # of the times, on paths without a table: above 1 more steps at high noise
+    # In its place, by the picture's size: base_shift, max_shift, base_image_seq_len, max_image_seq_len
+    dynamic_shift: tuple[float, float, int, int] | None = None
     set_alpha_to_one: bool = True  # ddim ends at the clean sample; if not, at the table's first step
     batch_size: int = 64
 
@@ -91,15 +97,45 @@ class SampleConfig:
             raise UserError(f"guidance_rescale must be between 0 and 1; got {self.guidance_rescale:g}")
         if self.guidance_channels is not None and self.guidance_channels < 1:
             raise UserError(f"guidance_channels must be at least 1; got {self.guidance_channels}")
+        self._check_skipping()
         if self.clip is not None and self.clip <= 0:
             raise UserError(f"clip must be above 0; got {self.clip:g}")
         if self.steps_offset < 0 or (self.steps_offset and self.timestep_spacing != "leading"):
             raise UserError(f"steps_offset is 0, or 1 and more with timestep_spacing leading; got {self.steps_offset}")
         if self.shift <= 0:
             raise UserError(f"shift must be above 0 (1: equal steps); got {self.shift:g}")
+        self._check_dynamic_shift()
         if not self.set_alpha_to_one and (self.timestep_spacing == "auto" or self.sampler != "ddim"):
             raise UserError(
                 "set_alpha_to_one is true, or false with sampler ddim and a timestep_spacing other than auto"
             )
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1; got {self.batch_size}")
+
+    def _check_dynamic_shift(self) -> None:
+        if self.dynamic_shift is None:
+            return
+        if self.shift != 1:
+            raise UserError(
+                f"shift {self.shift:g} and dynamic_shift exclude each other: give dynamic_shift none, or shift 1"
+            )
+        base, most = self.dynamic_shift[2:]
+        if not 0 < base < most:
+            raise UserError(
+                "dynamic_shift is base_shift and max_shift at base_image_seq_len and max_image_seq_len tokens, the "
+                f"third below the fourth, as in 0.5,1.15,256,4096; got {','.join(map(str, self.dynamic_shift))}"
+            )
+
+    def _check_skipping(self) -> None:
+        scale, start, stop = (getattr(self, f"skip_layer_guidance_{name}") for name in ("scale", "start", "stop"))
+        if any(layer < 0 for layer in self.skip_guidance_layers):
+            raise UserError(f"skip_guidance_layers are numbers of blocks from 0 on; got {self.skip_guidance_layers}")
+        if not 0 <= scale < float("inf"):
+            raise UserError(f"skip_layer_guidance_scale must be 0 or more; got {scale:g}")
+        if not 0 <= start <= stop <= 1:
+            raise UserError(
+                "skip_layer_guidance_start and stop are shares of the steps, 0 <= start <= stop <= 1; "
+                f"got {start:g} {stop:g}"
+            )
+        if (scale, start, stop) != (2.8, 0.01, 0.2) and not self.skip_guidance_layers:
+            raise UserError("skip_layer_guidance_scale, start and stop go with skip_guidance_layers; name some")

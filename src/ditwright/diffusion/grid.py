@@ -27,6 +27,16 @@ def shifted(times: Tensor, shift: float) -> Tensor:
     return shift_time(times, shift)
 
 
+def to_first_step(steps: int, shift: float = 1.0) -> Tensor:
+    """Equal steps from 1 to the first of 1,000, and one to 0: what SD3's code and diffusers' pipeline of it shift.
+
+    `shift`: by which the first step lies higher than 0.001: the release shifts it when it makes its table, and again
+    with the grid.
+    """
+    first = shift_time(torch.tensor(0.001, dtype=torch.float64), shift).item()
+    return torch.cat((torch.linspace(1, first, steps, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)))
+
+
 def karras_rho(steps: int, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> Tensor:
     """Noise levels from `high` to `low`, then 0 (Karras et al. 2022, eq. 5)."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -109,6 +119,17 @@ def landings(times: Tensor, steps: int, clean: bool = True) -> Tensor:
     """
     index = (times[:-1] * steps).round() - 1 - steps // (len(times) - 1)
     return torch.where(index >= 0, (index + 1) / steps, 0.0 if clean else 1 / steps)
+
+
+def between(times: Tensor, start: float, stop: float) -> tuple[float, float] | None:
+    """The lowest and the highest time of steps i = 0 ... N-1 with N start < i < N stop; None where there is none.
+
+    times (N + 1,). So diffusers' StableDiffusion3Pipeline counts its `skip_layer_guidance_start` and `_stop`: shares of
+    the steps, however they lie in time, and neither end included. At 28 steps 0.01 and 0.2 are the steps 1 to 5.
+    """
+    steps = len(times) - 1
+    inside = [i for i in range(steps) if steps * start < i < steps * stop]
+    return (times[inside[-1]].item(), times[inside[0]].item()) if inside else None
 
 
 def grid_for(process: Process, steps: int, spacing: str = "auto", offset: int = 0) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,15 @@ from .target import Prediction
 Denoise = Callable[[Tensor, Tensor], Prediction]  # (x_t, t) with the condition already bound; t is ()
 
 
+@dataclass(frozen=True)
+class Skip:
+    """Skip-layer guidance: away from the network without some of its layers (SD3.5; docs/maths.md, eq. 14)."""
+
+    net: Mapping[str, object]  # what makes it leave them out, such as {"run": Without((7, 8, 9))}
+    span: tuple[float, float]  # times t at which it is on, both ends included (`grid.between`)
+    scale: float = 2.8
+
+
 def guided(
     denoiser: Denoiser,
     cond: Cond,
@@ -23,32 +33,41 @@ def guided(
     interval: tuple[float, float] = (0.0, 1.0),
     rescale: float = 0.0,
     channels: int | None = None,
+    skip: Skip | None = None,
     **net: object,
 ) -> Denoise:
     """null + scale (cond - null), for x0 and eps alike (Ho & Salimans 2022, eq. 6; docs/maths.md, eq. 13).
 
     `interval`: times at which guidance is on, as a share of the span (Kynkaanniemi et al. 2024); outside it only the
     condition is asked. `rescale`: how far to bring the spread of x0 back to the condition's (Lin et al. 2023, 3.4).
-    `channels`: guide the first few channels only, as the original DiT does with 3 of 4. The variance is the
-    condition's. `net` goes to the network.
+    `channels`: guide the first few channels only, as the original DiT does with 3 of 4. `skip`: adds scale (cond - cond
+    without layers) at its own times, whatever `scale` and `interval` are. The variance is the condition's. `net` goes
+    to the network.
     """
     low, high = (share * denoiser.process.span[1] for share in interval)
     both = {name: torch.cat((cond[name], null[name])) for name in cond}
 
     def denoise(x_t: Tensor, t: Tensor) -> Prediction:
-        if scale == 1 or not low <= t <= high:
-            return denoiser(x_t, t, cond, **net)
-        pred = denoiser(torch.cat((x_t, x_t)), t, both, **net)
-        (x0, x0_null), (eps, eps_null) = pred.x0.chunk(2), pred.eps.chunk(2)
-        var = None if pred.var is None else pred.var.chunk(2)[0]
-        mixed = Prediction(_mix(x0, x0_null, scale, channels), _mix(eps, eps_null, scale, channels), var)
+        guides = scale != 1 and low <= t <= high
+        skips = skip is not None and skip.span[0] <= t <= skip.span[1]
+        if not guides:
+            own = free = denoiser(x_t, t, cond, **net)
+        else:
+            own, free = _halves(denoiser(torch.cat((x_t, x_t)), t, both, **net))
+        if not guides and not skips:
+            return own
+        x0, eps = (away + scale * (told - away) for told, away in zip(own[:2], free[:2], strict=True))
+        if skip is not None and skips:
+            less = denoiser(x_t, t, cond, **{**net, **skip.net})
+            x0, eps = x0 + skip.scale * (own.x0 - less.x0), eps + skip.scale * (own.eps - less.eps)
+        mixed = Prediction(_first(x0, own.x0, channels), _first(eps, own.eps, channels), own.var)
         if rescale == 0:
             return mixed
         axes = tuple(range(1, x_t.ndim))
-        ratio = x0.std(axes, keepdim=True) / mixed.x0.std(axes, keepdim=True)
+        ratio = own.x0.std(axes, keepdim=True) / mixed.x0.std(axes, keepdim=True)
         scaled = mixed.x0 * (rescale * ratio + 1 - rescale)
         c = coeffs_like(denoiser.process.path, t.to(x_t.device), x_t)
-        return Prediction(scaled, (x_t - c.alpha * scaled) / c.sigma, var)
+        return Prediction(scaled, (x_t - c.alpha * scaled) / c.sigma, own.var)
 
     return denoise
 
@@ -70,6 +89,12 @@ def clipped(denoise: Denoise, path: Path, limit: float, *, agreed: bool = True) 
     return bounded
 
 
-def _mix(cond: Tensor, null: Tensor, scale: float, channels: int | None) -> Tensor:
-    mixed = null + scale * (cond - null)
+def _halves(pred: Prediction) -> tuple[Prediction, Prediction]:
+    """What is predicted with the condition, and without."""
+    (x0, x0_null), (eps, eps_null) = pred.x0.chunk(2), pred.eps.chunk(2)
+    var, var_null = (None, None) if pred.var is None else pred.var.chunk(2)
+    return Prediction(x0, eps, var), Prediction(x0_null, eps_null, var_null)
+
+
+def _first(mixed: Tensor, cond: Tensor, channels: int | None) -> Tensor:
     return mixed if channels is None else torch.cat((mixed[:, :channels], cond[:, channels:]), 1)

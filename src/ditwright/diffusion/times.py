@@ -98,6 +98,9 @@ def resolution_shift(tokens: int, base: int) -> float:
     return math.sqrt(tokens / base)
 
 
-def flux_shift(tokens: int) -> float:
-    """exp(mu), mu from 0.5 at 256 tokens to 1.15 at 4,096 along a line (FLUX.1's own schedule)."""
-    return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
+def flux_shift(tokens: int, low: float = 0.5, high: float = 1.15, base: int = 256, most: int = 4096) -> float:
+    """exp(mu), mu from `low` at `base` tokens to `high` at `most` along a line, and beyond (FLUX.1's own schedule).
+
+    diffusers' `use_dynamic_shifting`, with its base_shift, max_shift, base_image_seq_len and max_image_seq_len.
+    """
+    return math.exp(low + (high - low) * (tokens - base) / (most - base))

@@ -6,21 +6,26 @@ import torch
 from torch import Tensor
 
 from ..diffusion.config import SampleConfig
-from ..diffusion.guidance import Denoise, clipped, guided
+from ..diffusion.grid import between
+from ..diffusion.guidance import Denoise, Skip, clipped, guided
 from ..diffusion.process import Denoiser
 from ..diffusion.target import Prediction
+from ..nn.runners import Without
 from .asks import Asks
 
 ROWS = 8  # below about 6 rows matrix libraries switch kernels, and with them last bits: batches are filled up to this
 
 
-def in_batches(denoiser: Denoiser, asks: Asks, config: SampleConfig) -> Denoise:
+def in_batches(denoiser: Denoiser, asks: Asks, config: SampleConfig, *, times: Tensor) -> Denoise:
     """The guided, clipped network for samples of these conditions, asked for `config.batch_size` of them at a time.
+
+    times (N + 1,): those of the sampler, by which the settings that count steps are understood.
 
     A sampler above it sees all of them as one batch; what is predicted of one does not depend on the others.
     """
-    size = config.batch_size
-    parts = [_guided(denoiser, asks, range(i, min(i + size, asks.count)), config) for i in range(0, asks.count, size)]
+    size, skip = config.batch_size, skipping(config, times)
+    batches = [range(i, min(i + size, asks.count)) for i in range(0, asks.count, size)]
+    parts = [_guided(denoiser, asks, places, config, skip) for places in batches]
 
     def denoise(x_t: Tensor, t: Tensor) -> Prediction:
         found = [part(x, t) for part, x in zip(parts, x_t.split(size), strict=True)]
@@ -29,7 +34,18 @@ def in_batches(denoiser: Denoiser, asks: Asks, config: SampleConfig) -> Denoise:
     return denoise
 
 
-def _guided(denoiser: Denoiser, asks: Asks, places: range, config: SampleConfig) -> Denoise:
+def skipping(config: SampleConfig, times: Tensor) -> Skip | None:
+    """Skip-layer guidance as the settings ask for it; None where they do not, or where no step is in its range.
+
+    A sampler that asks between its steps, or twice at one, as heun does, is guided by the time it asks for.
+    """
+    span = between(times, config.skip_layer_guidance_start, config.skip_layer_guidance_stop)
+    if not config.skip_guidance_layers or span is None:
+        return None
+    return Skip({"run": Without(config.skip_guidance_layers)}, span, config.skip_layer_guidance_scale)
+
+
+def _guided(denoiser: Denoiser, asks: Asks, places: range, config: SampleConfig, skip: Skip | None) -> Denoise:
     """One batch, filled up to whole ROWS by copies of its last sample."""
     count, fill = len(places), -len(places) % ROWS
     _, cond, free = asks.rows(places.start, places.stop, fill)
@@ -41,6 +57,7 @@ def _guided(denoiser: Denoiser, asks: Asks, places: range, config: SampleConfig)
         interval=config.guidance_interval,
         rescale=config.guidance_rescale,
         channels=config.guidance_channels,
+        skip=skip,
     )
     if config.clip is not None:
         denoise = clipped(denoise, denoiser.process.path, config.clip, agreed=config.use_clipped_model_output)

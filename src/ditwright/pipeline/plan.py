@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ..diffusion.config import SampleConfig
-from ..diffusion.grid import grid_for, landings, shifted
+from ..diffusion.grid import grid_for, landings, respaced, shifted, strided, to_first_step
 from ..diffusion.path import DDPM
 from ..diffusion.process import Process
 from ..diffusion.sampler import SAMPLERS, Sampler, ddim
+from ..diffusion.times import flux_shift
 from ..errors import UserError, lookup
+from ..model.baseline import NetConfig
+from ..model.config import DiTConfig
 from .card import Card
 
 
@@ -36,6 +41,7 @@ def plan_for(
         raise UserError("guidance needs a condition; this network is unconditional: use guidance_scale 1")
     if (config.guidance_channels or 0) > model.channels:
         raise UserError(f"guidance_channels must be at most {model.channels}; got {config.guidance_channels}")
+    check_layers(model, config.skip_guidance_layers)
     unit = [factor * p for p in model.patch]
     if len(unit) != 2:
         raise UserError(f"pictures have 2 axes; the network's patch {model.patch} has {len(unit)}")
@@ -47,11 +53,37 @@ def plan_for(
             "choose multiples of it"
         )
     sampler = lookup("sampler", config.sampler, SAMPLERS)
-    times = grid_for(process, config.num_inference_steps, config.timestep_spacing, config.steps_offset)
-    if config.shift != 1:
-        if process.span[1] != 1 or isinstance(process.path, DDPM):
-            raise UserError(f"shift {config.shift:g} is for paths without a table whose times end at 1; use 1 here")
-        times = shifted(times, config.shift)
+    times = times_for(process, config, math.prod(s // u for s, u in zip(size, unit, strict=True)))
     if sampler is ddim and isinstance(process.path, DDPM) and config.timestep_spacing != "auto":
         sampler = partial(ddim, to=landings(times, process.path.steps, config.set_alpha_to_one))
     return Plan(sampler, times, tuple(s // factor for s in size))
+
+
+def times_for(process: Process, config: SampleConfig, tokens: int) -> Tensor:
+    """The times that a sampler walks, (steps + 1,) float64; `tokens`: patches of the picture, for a shift by its size.
+
+    UserError where a process has not the times that are asked for.
+    """
+    shift, steps = config.shift, config.num_inference_steps
+    if config.dynamic_shift is not None:
+        shift = flux_shift(tokens, *config.dynamic_shift)
+    to_one = process.span[1] == 1 and not isinstance(process.path, DDPM)
+    if not to_one and (config.shift != 1 or config.dynamic_shift is not None):
+        raise UserError(
+            f"shift {shift:g} is for paths without a table whose times end at 1; use shift 1 and no dynamic_shift here"
+        )
+    if to_one and config.timestep_spacing == "linspace":
+        return shifted(to_first_step(steps, config.shift), shift)
+    if isinstance(process.path, DDPM) and config.sampler == "dpmpp_2m" and config.timestep_spacing == "linspace":
+        size = process.path.steps  # as diffusers' solver walks it: from the last step to beside the first, then to 0
+        return respaced(size, strided(size, steps + 1, "linspace")[1:])
+    times = grid_for(process, steps, config.timestep_spacing, config.steps_offset)
+    return shifted(times, shift) if shift != 1 else times
+
+
+def check_layers(model: NetConfig, layers: Sequence[int]) -> None:
+    """UserError where a network has not the blocks that guidance is to leave out."""
+    if layers and not isinstance(model, DiTConfig):
+        raise UserError("skip_guidance_layers are blocks of a transformer; a U-Net has none to leave out")
+    if isinstance(model, DiTConfig) and any(layer >= model.depth for layer in layers):
+        raise UserError(f"skip_guidance_layers of this network are 0 to {model.depth - 1}; got {max(layers)}")
