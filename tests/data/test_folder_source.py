@@ -165,3 +165,31 @@ def test_metadata_of_one_class_or_nothing_is_refused(fill):
     refused(described(fill("x.png")), "names no pictures")
     (fill("x.png") / "metadata.jsonl").write_bytes(b'{"file_name": "\xff"}')
     refused(fill("x.png"), "is not UTF-8")
+
+
+def test_captions_may_be_in_a_field_of_another_name(fill):
+    rows = [{"file_name": "x.png", "text": "no", "story": "a", "n": 3}, {"file_name": "y.png", "text": "no"}]
+    root = described(fill("x.png", "y.png"), *rows)
+    source = open_source(f"{root}:text=story")
+    assert [source[0].caption, source[1].caption] == ["a", None]
+    assert source.columns == ("text", "story")
+    assert [record.caption for record in map(open_source(f"{root}:text=none").__getitem__, range(2))] == [None, None]
+    known = "known: file_name, n, story, text .did you mean 'story'"
+    refused(f"{root}:text=stroy", f"unknown field of '.*metadata.jsonl' 'stroy'; {known}", open_source)
+    refused(f"{root}:text=n", "line 1 of '.*metadata.jsonl': n must be text; got 3", open_source)
+    refused(f"{root}:text=", "captions are told as .*:text=NAME", open_source)
+
+
+def test_a_field_where_there_is_none_to_name_is_refused(fill):
+    root = fill("a/x.png", "b/y.png")
+    refused(
+        f"{root}:text=story", "has no metadata.jsonl, from which to take 'story'; .* leave :text=story out", open_source
+    )
+    refused(
+        f"flat:{root}:text=story", "flat: takes pictures alone, without captions; leave :text=story out", open_source
+    )
+    refused("digits:text=story", "'digits' has captions of its own, or none; leave :text=story out", open_source)
+
+
+def test_a_folder_may_be_called_like_a_choice_of_a_field(fill):
+    assert len(open_source(str(fill("odd:text=x/1.png") / "odd:text=x"))) == 1

@@ -74,8 +74,10 @@ def test_columns_of_other_names_are_chosen(tmp_path):
     assert rows(open_source(f"{name}:label=fine:text=story")) == [(0, "x"), (1, "y")]
     with pytest.raises(UserError, match=r"unknown column of .* 'stroy'.*did you mean 'story'"):
         open_source(f"{name}:label=fine:text=stroy")
-    with pytest.raises(UserError, match="'coarse' is not a column of text"):
+    with pytest.raises(UserError, match="'coarse' is not a column of text; those are story, text"):
         open_source(f"{name}:label=fine:text=coarse")
+    assert open_source(f"{name}:label=fine:text=none").captions == [None, None]
+    assert open_source(f"{name}:label=fine").columns == ("story", "text")
     with pytest.raises(UserError, match="unknown option 'labels'"):
         open_source(f"{name}:labels=fine")
 

@@ -173,3 +173,25 @@ def test_patterns_name_files(tmp_path):
     for missing in ("a-{08..11}.tar", "c.tar", "c-*.tar"):
         with pytest.raises(UserError, match="there is no tar file"):
             names(missing)
+
+
+def test_captions_may_be_in_a_file_or_a_key_of_another_name(tmp_path):
+    told = json.dumps({"caption": "no", "story": "key", "stars": 5, "tale": "b"}).encode()
+    members = [("a.png", picture(0)), ("a.json", told), ("a.txt", b"no"), ("b.png", picture(1)), ("b.story", b"file")]
+    name = str(write(tmp_path / "x.tar", members))
+    assert [caption for _, caption in facts(open_source(name))] == ["no", None]
+    assert [caption for _, caption in facts(open_source(f"{name}:text=story"))] == ["key", "file"]
+    assert [caption for _, caption in facts(open_source(f"{tmp_path}:text=tale"))] == ["b", None]
+    assert [caption for _, caption in facts(open_source(f"{tmp_path}:text=none"))] == [None, None]
+    assert open_source(name).columns == ("txt", "caption", "story", "tale")
+    for asked, words in (
+        (
+            "stroy",
+            r"unknown extension or .json key of .*x.tar' 'stroy'; known: caption, stars, story, tale, txt .did you",
+        ),
+        ("png", r"unknown extension or .json key of .*x.tar' 'png'"),
+        ("stars", r"x.tar': 'a': a caption is text; got 5"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            open_source(f"{name}:text={asked}")
+        assert "\n" not in str(error.value)

@@ -1,85 +1,14 @@
-"""Tiny text encoders with random weights and tokenizers learnt here, in folders as transformers saves them."""
+"""Tiny text encoders in folders as transformers saves them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-CAPTIONS = [
-    f"a {size} {colour} {shape} {side} of a tree"
-    for size in ("small", "large")
-    for colour in ("red", "green", "blue")
-    for shape in ("circle", "square", "cross")
-    for side in ("left", "right")
-]
-
-
-def write(net, folder: Path) -> Path:
-    """As save_pretrained does, without its bar."""
-    folder.mkdir(parents=True, exist_ok=True)
-    net.config.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"architectures": [type(net).__name__]}))
-    state = {name: tensor.contiguous().clone() for name, tensor in net.state_dict().items()}
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
-def _clip(transformers, seed=0, **changes):
-    torch.manual_seed(seed)
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
-    shape |= {"vocab_size": 420, "max_position_embeddings": 77, "projection_dim": 12}
-    marks = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    projected = changes.pop("projected", True)
-    cls = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
-    return cls(transformers.CLIPTextConfig(**shape | marks | changes))
-
-
-def _t5(transformers, **changes):
-    shape = {"vocab_size": 420, "d_model": 40, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 2}
-    return transformers.T5EncoderModel(transformers.T5Config(**shape | {"feed_forward_proj": "gated-gelu"} | changes))
-
-
-def _llama(transformers):
-    shape = {"vocab_size": 420, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, num_attention_heads=2))
-
-
-def _bert(transformers):
-    shape = {"vocab_size": 420, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    return transformers.BertModel(transformers.BertConfig(**shape, num_attention_heads=2, max_position_embeddings=90))
-
-
-def bpe(begin: str, end: str, pad: str, lower: bool):
-    """A tokenizer of the tokenizers package, learnt from the captions."""
-    import tokenizers
-    from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
-
-    found = tokenizers.Tokenizer(models.BPE(unk_token=None))
-    if lower:
-        found.normalizer = normalizers.Lowercase()
-    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    special = list(dict.fromkeys(name for name in (pad, begin, end) if name))
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    found.train_from_iterator(CAPTIONS, trainer)
-    marks = [(name, found.token_to_id(name)) for name in (begin, end) if name]
-    found.post_processor = processors.TemplateProcessing(single=f"{begin} $A {end}".strip(), special_tokens=marks)
-    return found
-
-
-def _fast(transformers, begin: str, end: str, pad: str, folder: Path, **options):
-    given = {"bos_token": begin or None, "eos_token": end or None, "pad_token": pad or None, "unk_token": None}
-    backend = bpe(begin, end, pad, lower=bool(begin))  # as CLIP's and BERT's, not as T5's
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=77, **given | options)
-    fast.save_pretrained(folder)
+from small_encoders import CAPTIONS, bert, clip, fast, llama, t5, write
 
 
 @pytest.fixture(scope="session")
@@ -95,11 +24,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("encoders")
     nets = {
-        "clip": _clip(transformers, projected=False),
-        "projected": _clip(transformers),
-        "t5": _t5(transformers),
-        "causal": _llama(transformers),
-        "sentence": _bert(transformers),
+        "clip": clip(transformers, projected=False),
+        "projected": clip(transformers),
+        "t5": t5(transformers),
+        "causal": llama(transformers),
+        "sentence": bert(transformers),
     }
     marks = {
         "clip": ("<s>", "</s>", "</s>"),
@@ -111,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, net in nets.items():
         write(net, root / name)
         more = {"eos_token": "<s>"} if name == "causal" else {}
-        _fast(transformers, *marks[name], root / name, **more)
+        fast(transformers, *marks[name], root / name, **more)
     return {name: root / name for name in nets}
 
 
@@ -122,14 +51,14 @@ def make_sd3(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 
     def made() -> Path:
         root = tmp_path_factory.mktemp("sd3") / "pipeline"
-        write(_clip(transformers, 1), root / "text_encoder")
+        write(clip(transformers, 1), root / "text_encoder")
         changes = {"hidden_size": 20, "projection_dim": 14, "pad_token_id": 0, "hidden_act": "gelu"}
-        write(_clip(transformers, 2, **changes), root / "text_encoder_2")
+        write(clip(transformers, 2, **changes), root / "text_encoder_2")
         torch.manual_seed(3)
-        write(_t5(transformers), root / "text_encoder_3")
-        _fast(transformers, "<s>", "</s>", "</s>", root / "tokenizer")
-        _fast(transformers, "<s>", "</s>", "<pad>", root / "tokenizer_2")
-        _fast(transformers, "", "</s>", "<pad>", root / "tokenizer_3")
+        write(t5(transformers), root / "text_encoder_3")
+        fast(transformers, "<s>", "</s>", "</s>", root / "tokenizer")
+        fast(transformers, "<s>", "</s>", "<pad>", root / "tokenizer_2")
+        fast(transformers, "", "</s>", "<pad>", root / "tokenizer_3")
         return root
 
     return made

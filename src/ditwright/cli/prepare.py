@@ -6,14 +6,19 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..config import merge, overrides
 from ..data.buckets import Buckets
 from ..errors import UserError
+from ..text.config import TextConfig
 from .main import Parser
 
 EPILOG = """
 SOURCE is a folder (of class folders, of pictures, with metadata.jsonl, of WebDataset .tar shards), a pattern of .tar
-files, or hf:NAME_OR_FOLDER[:SPLIT]. The same command run again goes on where it stopped. Under torchrun every process
-takes its share:
+files, or hf:NAME_OR_FOLDER[:SPLIT]. Captions are kept; :text=NAME behind SOURCE says which field or column has them.
+Options --text.kind, --text.source, --text.length, --text.dtype ... name a frozen text encoder, as in training: every
+different caption is then encoded once, and training needs no weights of it. The same command run again goes on where it
+stopped. Under torchrun every process takes its share:
+  ditwright prepare PICTURES --codec pixels --size 64 --output SHARDS --text.kind clip --text.source CLIP
   torchrun --nproc-per-node 8 -m ditwright prepare IMAGENET/train --codec stabilityai/sd-vae-ft-ema --size 256 \\
     --output SHARDS
 """
@@ -50,10 +55,35 @@ def parser() -> Parser:
     return made
 
 
+def of_text(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words of options --text.KEY VALUE or --text.KEY=VALUE, and the others."""
+    text: list[str] = []
+    others: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        mine = word.startswith("--text.")
+        (text if mine else others).append(word)
+        if mine and "=" not in word and rest:
+            text.append(rest.pop(0))
+    return text, others
+
+
+def encoder_of(words: list[str]) -> TextConfig:
+    """The text encoder that options name. UserError where they name a part of one."""
+    given = overrides(words)
+    config = merge(TextConfig(), given.get("text", {}), "text")
+    if given and config.kind == "none":
+        raise UserError(f"{words[0]} goes with --text.kind, which is none; name the encoder's kind, such as clip or t5")
+    return config
+
+
 def run(words: list[str]) -> int:
+    of_encoder, words = of_text(words)
     args = parser().parse_args(words)
+    text = encoder_of(of_encoder)
     if args.verify:
-        if args.output is None or args.source is not None:
+        if args.output is None or args.source is not None or of_encoder:
             raise UserError("--verify takes a folder of shards alone: ditwright prepare --verify --output SHARDS")
         return check(args.output)
     missing = [name for name in ("source", "codec", "output") if getattr(args, name) is None]
@@ -85,7 +115,8 @@ def run(words: list[str]) -> int:
 
     from ..codec.base import find_codec
 
-    index = prepare(source, find_codec(args.codec, revision=args.revision), args.output, config, name=args.source)
+    codec = find_codec(args.codec, revision=args.revision)
+    index = prepare(source, codec, args.output, config, text=text, name=args.source)
     if index is None:
         return 0
     left_out = {"corrupt": len(index.corrupt), **index.dropped}
@@ -93,24 +124,40 @@ def run(words: list[str]) -> int:
     shards = f"{len(index.shards):,} shard{'s' if len(index.shards) > 1 else ''}"
     print(f"{index.count:,} pictures in {shards} in {args.output}")
     print(f"left out: {counts}; {args.output / 'report.txt'} names them" if counts else "none was left out")
+    if text.kind != "none":
+        from ..text.cache import FOLDER, CachedText
+
+        cached = CachedText(args.output / FOLDER)
+        print(
+            f"{len(cached):,} different captions encoded by {text.kind} {text.source} in {text.dtype}".replace(
+                "  ", " "
+            )
+        )
     print(f"to train: ditwright train RECIPE --data.source {args.output}")
     return 0
 
 
 def check(folder: Path) -> int:
-    """Compare every shard with its checksum."""
+    """Compare every shard with its checksum, those of captions too."""
+    from itertools import chain
+
     from tqdm import tqdm
 
     from ..data.shards import Shards, read_index, verify
+    from ..text import cache
 
+    captions = folder / cache.FOLDER
+    encoded = cache.verify(captions) if (captions / cache.INDEX).is_file() else ()
     total = len(read_index(folder).shards)
-    found = dict(tqdm(verify(folder), total=total, unit="shard", disable=not sys.stderr.isatty()))
+    checks = chain(verify(folder), encoded)
+    found = dict(tqdm(checks, total=total, unit="shard", disable=not sys.stderr.isatty()))
     if bad := [name for name, good in found.items() if not good]:
         raise UserError(
-            f"{len(bad)} of {total} shards in {str(folder)!r} are missing or not as they were written: "
+            f"{len(bad)} of {len(found)} shards in {str(folder)!r} are missing or not as they were written: "
             f"{', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; delete them and run the same `ditwright prepare` "
             "again: only they are made anew"
         )
     shards = f"{total:,} shard{'s' if total > 1 else ''}"
-    print(f"{len(Shards(folder)):,} pictures in {shards}: every byte is as it was written")
+    of_captions = f", and {len(found) - total:,} of captions" if encoded else ""
+    print(f"{len(Shards(folder)):,} pictures in {shards}{of_captions}: every byte is as it was written")
     return 0

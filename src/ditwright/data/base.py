@@ -98,6 +98,18 @@ class Pictures:
         return np.where(flips[:, None, None, None], images[:, :, ::-1], images)
 
 
+def spread(count: int, most: int) -> np.ndarray:
+    """Numbers of `most` items of `count`, evenly spread over them, or of all where they are fewer: ascending."""
+    return np.arange(min(count, most), dtype=np.int64) * count // max(1, min(count, most))
+
+
+def uncaptioned(name: str, source: object) -> str:
+    """What is wrong where a picture has no caption, and what to do: `source.columns` are texts that there are."""
+    columns = getattr(source, "columns", ())
+    there = f"its source has {', '.join(columns)}" if columns else "its source brings no texts"
+    return f"{name!r} has no caption ({there}); where a column or key of another name holds them: SOURCE:text=NAME"
+
+
 def item(seed: int, size: int, place: int) -> int:
     """Which of `size` items comes at a place of the endless shuffled sequence."""
     return int(_epoch(seed, size, place // size)[place % size])

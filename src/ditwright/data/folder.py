@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 from .base import Record
 from .images import EXTENSIONS, read_file
 from .labels import numbered
@@ -32,6 +32,7 @@ class Folder:
     targets: np.ndarray | None = None  # (N,) int64
     captions: Sequence[str | None] | None = None
     ignored: Mapping[str, int] = field(default_factory=dict)  # extensions that are no picture's, and how many files
+    columns: tuple[str, ...] = ()  # fields of metadata.jsonl that hold texts
 
     def __len__(self) -> int:
         return len(self.files)
@@ -42,14 +43,19 @@ class Folder:
         return Record(path, partial(read_file, path), label, self.captions[number] if self.captions else None)
 
 
-def open_folder(root: Path) -> Folder:
+def open_folder(root: Path, text: str | None = None) -> Folder:
     """Its metadata.jsonl where it has one; else a class for each folder in it; else its pictures without classes.
 
+    `text`: the field of metadata.jsonl that holds the captions; None: text or caption; "none": there are none.
     Classes are numbered in the order of their folders' names, pictures sorted, folders of a class searched to any
     depth. UserError where it is empty or could be meant in several ways.
     """
     if (root / METADATA).is_file():
-        return _described(root)
+        return _described(root, text)
+    if text is not None:
+        raise UserError(
+            f"{str(root)!r} has no {METADATA}, from which to take {text!r}; write one, or leave :text={text} out"
+        )
     found = open_flat(root)
     loose = next((file for file in found.files if "/" not in file), "")
     names = tuple(dict.fromkeys(file.partition("/")[0] for file in found.files if "/" in file))
@@ -106,28 +112,34 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
         raise UserError(f"cannot read the folder {str(folder)!r}: {error.strerror}") from error
 
 
-def _described(root: Path) -> Folder:
+def _described(root: Path, text: str | None) -> Folder:
     """The pictures that metadata.jsonl names, one JSON object a line: file_name, and text or caption, and label."""
     path = root / METADATA
     files, captions, labels, numbers = [], [], [], []
+    fields: dict[str, bool] = {}  # whether each holds a text somewhere
     try:
         with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    row = _row(root, line, f"line {number} of {str(path)!r}")
+                    row = _row(root, line, f"line {number} of {str(path)!r}", text)
                     files.append(row["file_name"])
-                    captions.append(row.get("text", row.get("caption")))
+                    captions.append(row.get("text", row.get("caption")) if text is None else row.get(text))
+                    for key, value in row.items():
+                        fields[key] = fields.get(key, False) or isinstance(value, str)
                     labels.append(row.get("label"))
                     numbers.append(number)
     except UnicodeDecodeError as error:
         raise UserError(f"{str(path)!r} is not UTF-8 text") from error
     if not files:
         raise UserError(f"{str(path)!r} names no pictures")
+    if text not in (None, "none", *fields):
+        raise unknown(f"field of {str(path)!r}", text, fields)
     names, targets = numbered(labels, lambda n: f"line {numbers[n]} of {str(path)!r}")
-    return Folder(root, files, names, targets, captions)
+    columns = tuple(key for key, holds in fields.items() if holds and key not in ("file_name", "label"))
+    return Folder(root, files, names, targets, captions, columns=columns)
 
 
-def _row(root: Path, line: str, place: str) -> dict[str, Any]:
+def _row(root: Path, line: str, place: str, text: str | None) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -139,7 +151,7 @@ def _row(root: Path, line: str, place: str) -> dict[str, Any]:
         raise UserError(f"{place}: file_name must lie in the folder; got {file!r}")
     if not (root / inside).is_file():
         raise UserError(f"{place}: there is no {file!r}")
-    for key in ("text", "caption"):
+    for key in ("text", "caption") if text is None else (text,):
         if not isinstance(row.get(key), (str, type(None))):
             raise UserError(f"{place}: {key} must be text; got {row[key]!r}")
     return row

@@ -29,6 +29,7 @@ class Hub:
     class_names: tuple[str, ...]
     targets: np.ndarray  # (N,) int64
     captions: Sequence[str | None]
+    columns: tuple[str, ...] = ()  # that hold texts
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -117,11 +118,12 @@ def _columns(data: Any, name: str, options: dict[str, str]) -> Hub:
     label = choose("label", classes, ("label",))
     text = choose("text", [key for key in ("text", "caption") if key in strings], ("text",))
     if text is not None and text not in strings:
-        raise UserError(f"{name!r}: {text!r} is not a column of text")
+        there = f"those are {', '.join(strings)}" if strings else "it has none"
+        raise UserError(f"{name!r}: {text!r} is not a column of text; {there}")
     names, targets = _labels(data, label, name) if label else ((), np.zeros(len(data), np.int64))
     undecoded = data.select_columns([picture]).cast_column(picture, datasets.Image(decode=False))
     captions = data.select_columns([text])[:][text] if text else [None] * len(data)
-    return Hub(name, undecoded, picture, names, targets, captions)
+    return Hub(name, undecoded, picture, names, targets, captions, tuple(key for key in strings if key != label))
 
 
 def _labels(data: Any, column: str, name: str) -> tuple[tuple[str, ...], np.ndarray]:

@@ -1,7 +1,8 @@
 """WebDataset shards: tar files in which neighbours of one name, but for the extension, are parts of one sample.
 
 KEY.jpg (or .png, .webp, ...) is the picture; KEY.cls its class, KEY.txt its caption, and KEY.json may hold "label" and
-"caption". Headers are read once; pictures are then read in place, in any order. Nothing is unpacked. N samples.
+"caption". A caption may be told to be elsewhere: in KEY.prompt, or under "prompt" in KEY.json. Headers are read once;
+pictures are then read in place, in any order. Nothing is unpacked. N samples.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 from .base import Record
 from .images import EXTENSIONS, Unreadable
 from .labels import numbered
@@ -38,6 +39,7 @@ class Tars:
     class_names: tuple[str, ...]
     targets: np.ndarray  # (N,) int64
     captions: Sequence[str | None]
+    columns: tuple[str, ...] = ()  # extensions and keys of .json that hold texts
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,25 +68,30 @@ class Sample(NamedTuple):
     caption: str | None
 
 
-def open_tars(shards: Sequence[Path]) -> Tars:
+def open_tars(shards: Sequence[Path], text: str | None = None) -> Tars:
     """Read the headers, labels and captions of all shards. UserError where one is truncated or has no pictures.
 
-    A sample without a picture stays in the list, as one that cannot be read.
+    `text`: the extension, or the key in .json, that holds the captions; "none": there are none. UserError where no
+    sample has it. A sample without a picture stays in the list, as one that cannot be read.
     """
     names: list[str] = []
     places: list[tuple[int, int, int]] = []
     labels, captions = [], []
+    fields: dict[str, bool] = {}  # extensions and keys of .json: whether each holds a text somewhere
     for number, shard in enumerate(shards):
         before = len(names)
-        for sample in _samples(shard):
+        for sample in _samples(shard, text, fields):
             names.append(sample.picture.name)
             places.append((number, sample.picture.offset, sample.picture.size))
             labels.append(sample.label)
             captions.append(sample.caption)
         if not any(size for _, _, size in places[before:]):
             raise UserError(f"{str(shard)!r} holds no pictures; pictures are {', '.join(EXTENSIONS)}")
+    if text not in (None, "none", *fields):
+        raise unknown(f"extension or .json key of {str(shards[0])!r}", text, fields)
     class_names, targets = numbered(labels, lambda n: f"{str(shards[places[n][0]])!r}: {names[n]!r}")
-    return Tars(shards, names, np.array(places, np.int64), class_names, targets, captions)
+    columns = tuple(key for key, holds in fields.items() if holds and key != "label")
+    return Tars(shards, names, np.array(places, np.int64), class_names, targets, captions, columns)
 
 
 def is_pattern(name: str) -> bool:
@@ -119,13 +126,13 @@ def _braces(pattern: str) -> Iterator[str]:
         yield from _braces(pattern[: match.start()] + part + pattern[match.end() :])
 
 
-def _samples(shard: Path) -> Iterator[Sample]:
+def _samples(shard: Path, text: str | None, fields: dict[str, bool]) -> Iterator[Sample]:
     with shard.open("rb") as file:
         named = ((match, member) for member in _members(file, shard) if (match := _NAME.fullmatch(member.name)))
         for key, group in groupby(named, lambda pair: pair[0][1]):
             parts = {match[2].lower(): member for match, member in group}
             pictures = [member for kind, member in parts.items() if kind in EXTENSIONS]
-            label, caption = _told(file, parts, f"{str(shard)!r}: {key!r}")
+            label, caption = _told(file, parts, f"{str(shard)!r}: {key!r}", text, fields)
             if pictures or label is not None or caption is not None:
                 yield Sample(pictures[0] if pictures else Member(key, 0, 0), label, caption)
 
@@ -145,29 +152,40 @@ def _members(file: BinaryIO, shard: Path) -> Iterator[Member]:
         raise UserError(f"{str(shard)!r} is not a whole, uncompressed .tar file ({error}); fetch it again") from error
 
 
-def _told(file: BinaryIO, parts: dict[str, Member], place: str) -> tuple[Any, str | None]:
-    """The label and the caption of a sample, where it has them; bytes that are not UTF-8 become question marks."""
+def _told(
+    file: BinaryIO, parts: dict[str, Member], place: str, text: str | None, fields: dict[str, bool]
+) -> tuple[Any, str | None]:
+    """The label and the caption of a sample, where it has them; bytes that are not UTF-8 become question marks.
 
-    def text(member: Member) -> str:
+    `fields` comes to know what else there is.
+    """
+
+    def read(member: Member) -> str:
         file.seek(member.offset)
         return file.read(member.size).decode(errors="replace").strip()
 
-    label = caption = None
+    label, caption, found = None, None, {}
     if "json" in parts:
         try:
-            found = json.loads(text(parts["json"]))
+            found = json.loads(read(parts["json"]))
         except json.JSONDecodeError as error:
             raise UserError(f"{place} has a .json that is not JSON ({error.msg})") from error
         if not isinstance(found, dict):
             raise UserError(f"{place} has a .json that is not an object")
-        label, caption = found.get("label"), found.get("caption", found.get("text"))
+        label = found.get("label")
+        caption = found.get("caption", found.get("text")) if text is None else found.get(text)
         if not isinstance(caption, (str, type(None))):
             raise UserError(f"{place}: a caption is text; got {caption!r}")
     if "cls" in parts:
-        word = text(parts["cls"])
+        word = read(parts["cls"])
         label = int(word) if re.fullmatch(r"-?\d+", word) else word
-    if "txt" in parts:
-        caption = text(parts["txt"])
+    others = parts.keys() - {*EXTENSIONS, "json", "cls"}
+    if (own := "txt" if text is None else text) in others:
+        caption = read(parts[own])
+    for key in sorted(others):
+        fields[key] = fields.get(key, False) or key == "txt"
+    for key, value in found.items():
+        fields[key] = fields.get(key, False) or isinstance(value, str)
     return label, caption
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 import signal
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from ..codec.base import codec_from, completed
 from ..codec.config import CodecConfig
@@ -20,13 +17,16 @@ from ..data.base import Source
 from ..data.parts import FORMAT, Index, Settings, Skipped
 from ..data.streams import Stream
 from ..errors import UserError
+from ..text.config import TextConfig
 from ..train.job import stop_asked
 from ..train.log import say
+from .captions import encode_captions, encoder_of
 from .config import PrepareConfig
 from .cut import Cut
 from .encode import Encoded, Encoder, threads
 from .folder import Making, PartWriter
 from .place import Place
+from .progress import Progress
 
 
 def prepare(
@@ -35,14 +35,17 @@ def prepare(
     output: str | Path,
     config: PrepareConfig = PrepareConfig(),  # noqa: B008 (frozen)
     *,
+    text: TextConfig = TextConfig(),  # noqa: B008 (frozen)
     name: str = "Python",
 ) -> Index | None:
     """Encode a source into the folder `output`, or go on with that. Under torchrun every process calls this.
 
+    `text`: the frozen encoder that captions are encoded with besides, once the pictures are done; none unless given.
     A source is what `open_source` gives, or any iterable of what `data.streams.Stream` takes; one that can only be
     walked must give the same in the same order at every start. Returns the index, or None where other processes are
-    still at work. UserError for settings that differ from those of the folder, for mixed sizes and for too many
-    corrupt pictures; what is done is kept. SIGTERM and Ctrl-C leave by SystemExit.
+    still at work. UserError for settings that differ from those of the folder, for mixed sizes, for too many corrupt
+    pictures, for missing captions where they are to be encoded; what is done is kept. SIGTERM and Ctrl-C leave by
+    SystemExit.
     """
     here = Place.here()
     source = source if hasattr(source, "class_names") else Stream(source)
@@ -63,10 +66,14 @@ def prepare(
         class_names=tuple(source.class_names),
         source=cut.origin(name),
     )
+    texts = encoder_of(text, source, Path(output))
     making = Making(Path(output), settings, cut, config.max_corrupt)
     making.settle()
     work(making, encoder, here)
-    if (index := making.finish()) is None:
+    index = making.finish()
+    if index is not None and texts is not None and encode_captions(Path(output), texts, here) is None:
+        index = None
+    if index is None:
         say(f"process {here.rank} of {here.size} is done; others are still at work in {output}")
     return index
 
@@ -119,36 +126,3 @@ def stop_if(asked: list[int], making: Making, here: Place) -> None:
         if here.rank == 0:
             say(f"{signal.Signals(asked[0]).name}: {len(making.parts)} parts are done; the same command goes on")
         raise SystemExit(128 + asked[0])
-
-
-class Progress:
-    """How far a process is and how long it still takes: a bar, or a line each minute where there is no terminal."""
-
-    def __init__(self, total: int | None, *, shown: bool):
-        self.total, self.done, self.before = total, 0, 0
-        self.begun = self.said = time.monotonic()
-        terminal = sys.stderr.isatty()
-        self.lines = shown and not terminal
-        self.bar = tqdm(total=total, unit=" pictures", disable=not (shown and terminal), dynamic_ncols=True)
-
-    def step(self) -> None:
-        """One more picture."""
-        self.done += 1
-        self.bar.update()
-        if self.lines and (now := time.monotonic()) - self.said > 60:
-            self.said = now
-            say(tqdm.format_meter(self.before + self.done, self.total, now - self.begun, initial=self.before))
-
-    def skip(self, count: int) -> None:
-        """Pictures that were done before: they count, but not for the speed."""
-        self.before += count
-        if not self.bar.disable:
-            self.bar.initial += count
-            self.bar.n += count
-            self.bar.refresh()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..model.config import DiTConfig
 from .bytes import Bytes
 from .config import TextConfig
+from .flux import Flux
 from .frozen import Frozen
 from .sd3 import SD3
 
@@ -70,6 +71,7 @@ KINDS: dict[str, Callable[[TextConfig], TextEncoder]] = {
     "sentence": Frozen,
     "minilm": Frozen,
     "sd3": SD3,
+    "flux": Flux,
 }
 
 
@@ -82,9 +84,12 @@ def encoder_from(config: TextConfig) -> TextEncoder:
 
 def completed(config: TextConfig) -> TextConfig:
     """A configuration that pins what it names: the hub's commit and the fingerprint. UserError where it is another."""
-    if config.kind == "none":
-        return config
-    encoder = encoder_from(config)
+    return config if config.kind == "none" else pinned(encoder_from(config))
+
+
+def pinned(encoder: TextEncoder) -> TextConfig:
+    """An encoder's configuration with what pins it. UserError where that is another than it names."""
+    config = encoder.config
     config.check(encoder.fingerprint)
     return replace(config, revision=encoder.commit or config.revision, fingerprint=encoder.fingerprint)
 

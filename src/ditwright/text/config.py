@@ -8,23 +8,24 @@ from typing import Literal
 from ..errors import UserError
 
 KINDS_OF_ONE = ("clip", "t5", "causal", "sentence", "minilm")  # a single frozen network each
+SEVERAL = {"sd3": "SD3", "flux": "FLUX"}  # those of a pipeline, which reads their padding
 
 
 @dataclass(frozen=True)
 class TextConfig:
     """`encoder_from` makes the object; `completed` fills in what pins it: the hub's commit and the fingerprint."""
 
-    kind: Literal["none", "bytes", "clip", "t5", "causal", "sentence", "minilm", "sd3"] = "none"
+    kind: Literal["none", "bytes", "clip", "t5", "causal", "sentence", "minilm", "sd3", "flux"] = "none"
     source: str = ""  # folder or hub name; of bytes the folder of its tokenizer.json; minilm is a package and has none
     revision: str = ""  # of a hub name: a branch, a tag, a commit
     length: int = (
         77  # tokens of a prompt, the marks of begin and end included: longer ones are cut, shorter ones padded
     )
-    t5_length: int = 256  # likewise of SD3's third encoder
+    t5_length: int = 256  # likewise of T5 among SD3's and FLUX's encoders; FLUX.1-dev was trained with 512
     layer: int = (
         -1
     )  # whose states: -1 the last, after the last norm; -2 those before the last layer, as SDXL takes them
-    mask: Literal["auto", "on", "off"] = "auto"  # hide padding from encoder and network; auto: not with clip and sd3
+    mask: Literal["auto", "on", "off"] = "auto"  # hide padding from encoder and network; auto: not of clip, sd3, flux
     lower: bool = False  # prompts in lower case without spaces around them; PixArt
     drop: tuple[Literal["clip_l", "clip_g", "t5"], ...] = ()  # of sd3: neither read nor asked, zeros in their places
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -39,8 +40,8 @@ class TextConfig:
             raise UserError(f"text.layer is of the kinds {', '.join(KINDS_OF_ONE)}; {self.kind} has none to choose")
         if self.drop and self.kind != "sd3":
             raise UserError(f"text.drop is of the kind sd3; got {self.drop} with {self.kind}")
-        if self.mask == "on" and self.kind == "sd3":
-            raise UserError("text.mask: SD3 reads its padding; leave it auto")
+        if self.mask == "on" and self.kind in SEVERAL:
+            raise UserError(f"text.mask: {SEVERAL[self.kind]} reads its padding; leave it auto")
         if self.mask == "off" and self.kind == "bytes":
             raise UserError("text.mask: the network's own tower must not read padding; leave it auto")
         if self.source and self.kind in ("none", "minilm"):
@@ -57,4 +58,4 @@ class TextConfig:
     @property
     def masked(self) -> bool:
         """Whether padding is hidden, and the network told where it is."""
-        return self.mask == "on" or (self.mask == "auto" and self.kind not in ("clip", "sd3"))
+        return self.mask == "on" or (self.mask == "auto" and self.kind not in ("clip", *SEVERAL))

@@ -5,12 +5,9 @@ B batch, M tokens (CLIP's, then T5's), E width of the states, P width of the poo
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,30 +16,31 @@ from torch import Tensor
 from ..diffusion.process import Cond
 from ..errors import UserError
 from .config import TextConfig
-from .folder import is_projected, locate, read_shape
-from .frozen import DTYPES, Frozen
+from .folder import is_projected, read_shape
+from .several import Place, Several
 from .tokenizer import checked
 
-PARTS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "text_encoder_3"}
+PARTS = {
+    "clip_l": Place("text_encoder", "clip", -2),
+    "clip_g": Place("text_encoder_2", "clip", -2),
+    "t5": Place("text_encoder_3", "t5"),
+}
 WIDTHS = {"clip_l": (768, 768), "clip_g": (1280, 1280), "t5": (4096, 0)}  # states and pooled, where no file says
+Widths = Mapping[str, Sequence[int]]  # of each encoder's states and pooled state
 
 
-class SD3:
+class SD3(Several):
     """CLIP-L's and CLIP-G's penultimate states side by side, padded with zeros to T5's width, then T5's states.
 
     A dropped encoder's states are zeros: neither its weights nor its tokenizer need be there.
     """
 
-    vocab = 0
+    places = PARTS
+    whose = "an SD3"
+    advice = "put {part} into text.drop to do without"
 
     def __init__(self, config: TextConfig):
-        if not config.source:
-            raise UserError("text.source is empty: name the folder or the hub name of an SD3 pipeline")
-        self.config = config
-        self.device, self.dtype, self._checked = torch.device("cpu"), DTYPES[config.dtype], False
-        places = [place for part, place in PARTS.items() if part not in config.drop]
-        self._folder, self.commit = locate(config.source, config.revision, (*places, "transformer"))
-        self.parts = {part: self._part(part) for part in PARTS if part not in config.drop}
+        super().__init__(config)
         left, right = self.widths["clip_l"][0], self.widths["clip_g"][0]
         if left + right > self.text_width:
             raise UserError(f"{config.source!r}: CLIP's states, {left} + {right}, are wider than {self.text_width}")
@@ -62,16 +60,10 @@ class SD3:
         """P."""
         return self.widths["clip_l"][1] + self.widths["clip_g"][1]
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of those of the encoders that are not dropped."""
-        lines = [f"{part} {encoder.fingerprint}" for part, encoder in self.parts.items()]
-        return hashlib.sha256("\n".join(["sd3", *lines]).encode()).hexdigest()
-
     def __call__(self, prompts: Sequence[str]) -> Cond:
         """Gives "text" (B, M, E) and "pooled" (B, P); there is no mask: SD3 reads its padding."""
         batch = len(checked(prompts))
-        found = {part: encoder(prompts) for part, encoder in self.ready().parts.items()}
+        found = self.said(prompts)
         states = {
             part: found[part]["text"] if part in found else self._zeros(batch, self._tokens(part), self.widths[part][0])
             for part in PARTS
@@ -86,51 +78,10 @@ class SD3:
 
     def without(self, cond: Cond, part: str, rows: Tensor | None = None) -> Cond:
         """`cond` with one encoder's states zeroed in some rows, (B,) bool, or in all: SD3 drops each at random."""
-        if part not in PARTS:
-            raise UserError(f"SD3's text encoders are {', '.join(PARTS)}; got {part!r}")
-        text, pooled = cond["text"].clone(), cond["pooled"].clone()
-        rows = torch.ones(len(text), dtype=torch.bool) if rows is None else rows
-        rows, clip = rows.to(text.device), self.config.length
-        (left, left_pooled), right = self.widths["clip_l"], self.widths["clip_g"][0]
-        if part == "clip_l":
-            text[rows, :clip, :left] = 0
-            pooled[rows, :left_pooled] = 0
-        elif part == "clip_g":
-            text[rows, :clip, left : left + right] = 0
-            pooled[rows, left_pooled:] = 0
-        else:
-            text[rows, clip:] = 0
-        return cond | {"text": text, "pooled": pooled}
-
-    def ready(self) -> SD3:
-        """Reads the weights now, returns itself. UserError where they are not there, or not the ones meant."""
-        if not self._checked and self.config.fingerprint:
-            self.config.check(self.fingerprint)
-        self._checked = True
-        for encoder in self.parts.values():
-            encoder.ready()
-        return self
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SD3:
-        """Moves all of them, returns itself."""
-        self.device, self.dtype = torch.device(device or self.device), dtype or self.dtype
-        for encoder in self.parts.values():
-            encoder.to(device, dtype)
-        return self
-
-    def save(self, folder: Path) -> None:
-        """Nothing: what is frozen stays where it is, and the configuration says where."""
-
-    def _part(self, part: str) -> Frozen:
-        place = self._folder / PARTS[part]
-        if not place.is_dir():
-            raise UserError(f"{self.config.source!r} has no {PARTS[part]}/; put {part} into text.drop to do without")
-        own = replace(self.config, kind="t5" if part == "t5" else "clip", source=str(place), revision="", drop=())
-        length = self.config.t5_length if part == "t5" else self.config.length
-        return Frozen(replace(own, length=length, layer=-1 if part == "t5" else -2, mask="off", fingerprint=""))
+        return without(cond, part, rows, self.widths, self.config.length)
 
     def _widths(self, part: str) -> tuple[int, int]:
-        place, network = self._folder / PARTS[part], self._folder / "transformer" / "config.json"
+        place, network = self._folder / PARTS[part].folder, self._folder / "transformer" / "config.json"
         if (place / "config.json").is_file():
             shape = read_shape(place)
             pooled = getattr(shape, "projection_dim" if is_projected(shape) else "hidden_size")
@@ -144,3 +95,32 @@ class SD3:
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, device=self.device, dtype=self.dtype)
+
+
+def without(cond: Cond, part: str, rows: Tensor | None, widths: Widths, length: int) -> Cond:
+    """`cond` with one encoder's states zeroed in some rows, (B,) bool, or in all; `length`: tokens of CLIP's states."""
+    if part not in PARTS:
+        raise UserError(f"SD3's text encoders are {', '.join(PARTS)}; got {part!r}")
+    text, pooled = cond["text"].clone(), cond["pooled"].clone()
+    rows = torch.ones(len(text), dtype=torch.bool) if rows is None else rows
+    rows = rows.to(text.device)
+    (left, left_pooled), right = widths["clip_l"], widths["clip_g"][0]
+    if part == "clip_l":
+        text[rows, :length, :left] = 0
+        pooled[rows, :left_pooled] = 0
+    elif part == "clip_g":
+        text[rows, :length, left : left + right] = 0
+        pooled[rows, left_pooled:] = 0
+    else:
+        text[rows, length:] = 0
+    return cond | {"text": text, "pooled": pooled}
+
+
+def widths_of(encoder: object) -> Widths:
+    """Where SD3's encoders, or captions that they encoded, have their states. UserError for another encoder."""
+    kind = "none" if encoder is None else getattr(encoder, "config", TextConfig()).kind
+    if kind != "sd3":
+        raise UserError(f"data.encoder_drop is for the three encoders of text.kind sd3, not for {kind}: leave it out")
+    if not (widths := getattr(encoder, "widths", None)):
+        raise UserError("these encoded captions do not tell the widths of SD3's encoders: encode them anew")
+    return widths
