@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from ditwright.diffusion.process import Denoiser, process_from
 from ditwright.model.build import build
 from ditwright.model.config import DiTConfig, Stage
 from ditwright.pipeline import Card, Pipeline
+from ditwright.text.bytes import Bytes
+from ditwright.text.config import TextConfig
+from ditwright.text.tokenizer import learn
 
 NETWORK = DiTConfig(width=16, heads=2, stages=(Stage(2),), channels=1, out_channels=1, num_classes=3)
 NAMES = ("zero", "one", "two")
@@ -37,6 +41,23 @@ def pipeline(
     sample = SampleConfig(num_inference_steps=4, guidance_scale=2.0 if classes else 1.0, batch_size=4)
     card = Card(config, PROCESSES[process], CodecConfig("pixels", channels=1), sample, names[:classes], (8, 8))
     return Pipeline(denoiser, card)
+
+
+def prompted_pipeline(texts: Sequence[str], *, channels: int = 1, size: int = 8, length: int = 16) -> Pipeline:
+    """A network that hears text, by a tokenizer of these texts."""
+    heard = {"context": "cross", "text_width": 16, "text_vocab": 270, "text_depth": 1, "text_heads": 2}
+    seen = {"patch": (4, 4), "channels": channels, "out_channels": channels, "num_classes": 0}
+    config = replace(NETWORK, stages=(Stage(2, cross=True),), **seen, **heard)
+    learnt = learn(texts, config.text_vocab, length=length)
+    encoder = Bytes(TextConfig("bytes", length=length, fingerprint=learnt.fingerprint), learnt)
+    denoiser, noise = Denoiser(build(config), process_from(PROCESSES["flow"])), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in denoiser.parameters():
+            p.add_(torch.randn(p.shape, generator=noise), alpha=0.2)
+    sample = SampleConfig("euler", num_inference_steps=2, guidance_scale=2.0, batch_size=4)
+    codec = CodecConfig("pixels", channels=channels)
+    card = Card(config, PROCESSES["flow"], codec, sample, (), (size, size), encoder.config)
+    return Pipeline(denoiser, card, encoder=encoder)
 
 
 def autoencoder(folder: Path, *, channels: int = 4, scale: float = 0.5, seed: int = 0) -> Path:

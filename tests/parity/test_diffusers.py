@@ -210,7 +210,7 @@ SCHEDULERS = {
     "DDPMScheduler": ("ddpm", {"clip_sample": False}),
     "EulerDiscreteScheduler": ("euler", {}),
     "HeunDiscreteScheduler": ("heun", {"beta_start": 1e-4, "beta_end": 0.02}),
-    "DPMSolverMultistepScheduler": ("dpmpp_2m", {}),
+    "DPMSolverMultistepScheduler": ("dpmpp_2m", {"solver_order": 3}),
     "PNDMScheduler": ("ddim", {}),
 }
 

@@ -1,7 +1,6 @@
 """FLUX.1: stock diffusers and us compute the same from the same weights, in both layouts they come in."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -218,13 +217,23 @@ def test_the_presets_have_the_published_size_and_cost_what_torch_counts_of_stock
 def test_a_scheduler_tells_the_shift(tmp_path):
     net = model(SHAPES[0])
     make = diffusers.FlowMatchEulerDiscreteScheduler
-    known = {"shift": {"shift": 2.5}, "moving": {"use_dynamic_shifting": True, "max_shift": 1.0}, "still": {}}
-    shifts = {n: convert.read(folder(net, tmp_path / n, make(**kind))).sample.shift for n, kind in known.items()}
-    assert shifts == pytest.approx({"shift": 2.5, "moving": math.e, "still": 1.0})
+    moving = {"use_dynamic_shifting": True, "max_shift": 1.0, "shift": 3.0}  # which then counts for nothing
+    known = {"shift": {"shift": 2.5}, "moving": moving, "still": {}}
+    found = {n: convert.read(folder(net, tmp_path / n, make(**kind))) for n, kind in known.items()}
+    assert {n: (p.sample.shift, p.sample.dynamic_shift) for n, p in found.items()} == {
+        "shift": (2.5, None),
+        "moving": (1.0, (0.5, 1.0, 256, 4096)),
+        "still": (1.0, None),
+    }
+    for name, portable in found.items():
+        convert.write(portable, tmp_path / f"{name} again", to="flux-diffusers")
+        again = make.from_pretrained(tmp_path / f"{name} again" / "scheduler").config
+        assert again.use_dynamic_shifting == (name == "moving")
+        assert convert.read(tmp_path / f"{name} again").sample == portable.sample
     dev, schnell = (convert.read(model(SHAPES[n]).state_dict()).sample for n in (1, 0))
-    assert (dev.sampler, dev.num_inference_steps, dev.guidance_scale) == ("euler", 50, 1.0)
-    assert dev.shift == pytest.approx(math.exp(1.15))
-    assert (schnell.num_inference_steps, schnell.shift) == (4, 1.0)
+    assert (dev.sampler, dev.num_inference_steps, dev.guidance_scale) == ("euler", 50, 3.5)
+    assert (dev.shift, dev.dynamic_shift) == (1.0, (0.5, 1.15, 256, 4096))
+    assert (schnell.num_inference_steps, schnell.shift, schnell.dynamic_shift) == (4, 1.0, None)
 
 
 def test_euler_walks_as_their_scheduler_does(tmp_path):

@@ -214,7 +214,7 @@ def test_the_null_caption_is_kept_and_its_loss_is_told(tmp_path):
 
 
 def test_it_is_sampled_as_released(tmp_path):
-    sample = SampleConfig("dpmpp_2m", 20, guidance_scale=4.5)
+    sample = SampleConfig("dpmpp_2m", 20, guidance_scale=4.5, timestep_spacing="linspace")
     portable = convert.read(original(model(**SMALL)), heads=2)
     assert portable.process == ProcessConfig("ddpm", "noise", learned_var=True)
     assert (portable.sample, portable.image_size, portable.notes) == (sample, (64, 64), ())
@@ -223,6 +223,7 @@ def test_it_is_sampled_as_released(tmp_path):
     scheduler.save_pretrained(tmp_path / "scheduler")
     portable = convert.read(tmp_path)
     assert (portable.process, portable.sample) == (ProcessConfig("ddpm", "noise", learned_var=True), sample)
+    assert portable.notes == ()
     convert.write(portable, tmp_path / "out", to="pixart-diffusers")
     again = diffusers.DPMSolverMultistepScheduler.from_pretrained(tmp_path / "out/scheduler")
     assert torch.equal(again.alphas_cumprod, scheduler.alphas_cumprod)

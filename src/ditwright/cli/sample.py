@@ -38,6 +38,7 @@ def parser() -> Parser:
     add("--family", metavar="NAME", help="of another project's weights, where they do not tell: dit, sit, ...")
     add("--heads", type=int, metavar="N", help="of such weights' attention, where they do not tell")
     add("--codec", default="", metavar="PLACE", help="folder or hub name of the autoencoder (default: as trained)")
+    add("--text-encoder", metavar="PLACE", help="folder or hub name of the text encoder (default: as told)")
     add("--revision", default="", metavar="R", help="branch, tag or commit of a hub name")
     add("--prompt", nargs="+", metavar="TEXT", help="of a network that hears text, one sample each")
     add("--negative-prompt", default="", metavar="TEXT", help="what guidance leads away from")
@@ -55,6 +56,8 @@ def parser() -> Parser:
     add(
         "--num-fid-samples", type=int, metavar="N", help="in place of PNGs a set of N, its classes drawn: samples_N.npz"
     )
+    captions = "what it hears in turn, where the network hears text: a captioned data set, or a file of a prompt a line"
+    add("--captions", metavar="SOURCE", help=captions)
     add("--fid-batch-size", metavar="N", help="samples that a process draws together (default: --batch-size)")
     add("--sampler", metavar="NAME", help="ddpm, ddim, euler, heun, dpmpp_2m, sde")
     add("--num-inference-steps", metavar="N")
@@ -63,11 +66,16 @@ def parser() -> Parser:
     add("--guidance-interval", nargs=2, metavar=interval, help="times of guidance, 0 data ... 1 noise")
     add("--guidance-rescale", metavar="PHI")
     add("--guidance-channels", metavar="N", help="guide only the first N channels (the original DiT: 3)")
+    add("--skip-guidance-layers", metavar="N,N", help="blocks, from 0, to lead away from the lack of")
+    add("--skip-layer-guidance-scale", metavar="W", help="and how far (default: 2.8)")
+    add("--skip-layer-guidance-start", metavar="SHARE", help="of the steps, after which that begins (default: 0.01)")
+    add("--skip-layer-guidance-stop", metavar="SHARE", help="of the steps, before which it has ended (default: 0.2)")
     add("--clip", metavar="LIMIT", help="keep the estimate of the clean sample within LIMIT of 0 (pixels: 1)")
     add("--use-clipped-model-output", metavar="BOOL", help="and the noise in agreement with it")
-    add("--timestep-spacing", metavar="NAME", help="of a DDPM table's steps: auto, leading, trailing, linspace")
+    add("--timestep-spacing", metavar="NAME", help="of a table's steps: auto, leading, trailing, linspace (SD3's too)")
     add("--steps-offset", metavar="N", help="of leading steps")
     add("--shift", metavar="S", help="of the times: above 1 more steps at high noise (paths without a table)")
+    add("--dynamic-shift", metavar="A,B,N,M", help="or by size, exp(A) at N patches to exp(B) at M; none: neither")
     add("--set-alpha-to-one", metavar="BOOL", help="ddim ends at the clean sample, not at the table's first step")
     add("--batch-size", metavar="N", help="samples that the network sees at once")
     return made
@@ -80,11 +88,12 @@ def run(words: list[str]) -> int:
     if args["size"] and (args["height"] or args["width"]):
         raise UserError("give --size, or --height and --width")
     fid = args["num_fid_samples"] is not None
-    pictures_only = ("prompt", "class_labels", "num_images", "num_images_per_prompt", "film_strip")
-    if fid and (wrong := [name for name in pictures_only if args[name] is not None]):
-        raise UserError(f"--{wrong[0].replace('_', '-')} is for pictures; a set for FID draws its classes")
-    if args["fid_batch_size"] is not None and not fid:
-        raise UserError("--fid-batch-size goes with --num-fid-samples")
+    pictures_only = ("prompt", "negative_prompt", "class_labels", "num_images", "num_images_per_prompt", "film_strip")
+    if fid and (wrong := [name for name in pictures_only if args[name] not in (None, "")]):
+        known = "a set for FID draws its classes, or hears --captions"
+        raise UserError(f"--{wrong[0].replace('_', '-')} is for pictures; {known}")
+    if not fid and (wrong := [name for name in ("fid_batch_size", "captions") if args[name] is not None]):
+        raise UserError(f"--{wrong[0].replace('_', '-')} goes with --num-fid-samples")
 
     import torch
 
@@ -96,7 +105,8 @@ def run(words: list[str]) -> int:
     dtype = getattr(torch, DTYPES[args["dtype"]])
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        pipe = Pipeline.from_pretrained(name, device=best_device(), dtype=dtype, **places)
+        encoder = args["text_encoder"]
+        pipe = Pipeline.from_pretrained(name, device=best_device(), dtype=dtype, encoder=encoder, **places)
     for note in notes:
         print(f"note: {note.message}", file=sys.stderr)
     if args["vae_tiling"]:
@@ -109,8 +119,7 @@ def run(words: list[str]) -> int:
     config = merge(pipe.card.sample, given)
     size = pipe.size(*(args["size"] or (args["height"], args["width"])))
     pipe.plan(config, size)  # what cannot be done is refused before any work
-    if fid and pipe.encoder is not None:
-        raise UserError("--num-fid-samples draws classes, and this network hears text; draw with --prompt")
+    places["text_encoder"] = args["text_encoder"]
     origin = {"checkpoint": name} | {key: value for key, value in places.items() if value}
     return (fid_set if fid else pictures)(pipe, config, size, args, origin)
 
@@ -122,6 +131,7 @@ def pictures(
     from tqdm import tqdm
 
     from ..pictures import grid, save_png, sheet, to_pil
+    from ..pipeline.asks import hears_text, idle
     from ..pipeline.fid import place
     from ..pipeline.labels import repeated
 
@@ -129,8 +139,9 @@ def pictures(
         raise UserError("several processes draw a set, with --num-fid-samples; pictures are for one")
     named = repeated(asked(pipe, args), 1 if args["num_images_per_prompt"] is None else args["num_images_per_prompt"])
     told = {"negative_prompt": args["negative_prompt"]} if args["negative_prompt"] else {}
-    if told and config.guidance_scale == 1:
-        print("note: --negative-prompt has no effect at guidance scale 1, which is no guidance", file=sys.stderr)
+    for line in idle(named, bool(told), pipe.card.model, config):
+        print(f"note: {line.replace('negative_prompt', '--negative-prompt')}", file=sys.stderr)
+    texts = hears_text(pipe.card.model)
     shown = chosen(config.num_inference_steps, args["film_strip"])
     output: Path = args["output"]
     output.mkdir(parents=True, exist_ok=True)
@@ -148,14 +159,14 @@ def pictures(
     for i, (image, label) in enumerate(zip(images, named, strict=True)):
         of_class: dict[str, Any] = {"prompt": label}
         name = f"seed{args['seed']}-{i:05d}"
-        if pipe.encoder is None:
+        if not texts:
             of_class = {"class_label": label, "class_name": pipe.class_name(label)}
             name += "" if label is None else f"-class{label}"
         save_png(to_pil(image), output / f"{name}.png", {**facts, "index": i, **of_class})
         if film:
             strip = sheet([[clean[i] for _, clean in film]], column_names=[f"t={t:.2f}" for t, _ in film])
             save_png(strip, output / f"{name}-film.png", {**facts, "index": i, **of_class})
-    save_png(grid(images), output / "grid.png", {**facts, "class_labels" if pipe.encoder is None else "prompts": named})
+    save_png(grid(images), output / "grid.png", {**facts, "prompts" if texts else "class_labels": named})
     strips = " with their film strips" if film else ""
     print(f"{len(images)} pictures{strips} and grid.png in {output}")
     return 0
@@ -184,7 +195,9 @@ def chosen(steps: int, count: int | None) -> list[int]:
 
 def asked(pipe: Pipeline, args: dict[str, Any]) -> list[Any]:
     """What each picture is asked for: prompts where the network hears text, else classes; None where neither."""
-    if pipe.encoder is not None:
+    from ..pipeline.asks import hears_text
+
+    if hears_text(pipe.card.model):
         if args["class_labels"] or args["num_images"]:
             raise UserError("this network hears text: give --prompt, and --num-images-per-prompt for more of each")
         if not args["prompt"]:
@@ -211,9 +224,12 @@ def fid_set(
     pipe: Pipeline, config: SampleConfig, size: tuple[int, int], args: dict[str, Any], origin: dict[str, Any]
 ) -> int:
     """A set of samples in ADM's format, this process's share of it."""
+    from ..data.prompts import prompts_from
     from ..pipeline.fid import Order, draw_set, place
 
-    order = Order(pipe, args["output"], args["num_fid_samples"], config, args["seed"], size, origin)
+    count = args["num_fid_samples"]
+    prompts = None if args["captions"] is None else prompts_from(args["captions"], count)
+    order = Order(pipe, args["output"], count, config, args["seed"], size, origin, prompts)
     rank, world = place()
     with told(order.count, quiet=rank > 0) as progress:
         made = draw_set(order, rank, world, progress=progress)

@@ -28,6 +28,9 @@ class Portable:
     class_names: tuple[str, ...] = ()
     codec: str = ""  # folder or hub name of its autoencoder; "" where unknown
     factor: int = 8  # pixels per latent of that autoencoder, along a side
+    text: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # its text encoder, as fields of TextConfig; {}: it hears none
     null: State = field(default_factory=dict)  # conditions that stand for none, of one sample: "text" (M, E)
     notes: tuple[str, ...] = ()  # what of the file is not followed, a line each
 

@@ -24,9 +24,10 @@ from . import dit
 from .family import Also, Family, Portable
 from .folder import write_transformer
 from .rules import Layout, Rule, Way, halves, joined, same, swapped
-from .scheduler import read_flow, write_flow
-from .source import Source
+from .scheduler import DYNAMIC, read_flow, write_flow
+from .source import Source, lists
 
+ENCODERS = ("text_encoder", "text_encoder_2")
 PATCH = (2, 2)  # by which latents are packed before the network
 
 
@@ -200,20 +201,25 @@ PROCESS = ProcessConfig("linear", "velocity")
 
 
 def about(source: Source, layout: Layout) -> dict[str, Any]:
-    """Straight lines and their velocity; 50 steps at the shift of 1024 pixels (dev), or 4 even ones (schnell).
+    """Straight lines and their velocity; 50 steps shifted by the picture's size (dev), or 4 even ones (schnell).
 
     dev imitates guidance: the scale is a condition of the network ("guidance", 3.5 as released), and none is added.
     """
     model = layout.model
-    steps, shift = (50, math.exp(1.15)) if model.guidance else (4, 1.0)
-    shift = read_flow(source.said.get("scheduler", {}), shift)
+    steps, moving = (50, {"dynamic_shift": tuple(DYNAMIC.values())}) if model.guidance else (4, {})
+    shift = read_flow(source.said.get("scheduler", {}), moving)
     guess = "axes_dims_rope" not in source.said.get("transformer", {}) and model.rope != rope_of(128)
     note = f"the checkpoint does not tell its axes of rotation; {model.rope} are taken, in FLUX.1's proportion"
     return {
         "process": PROCESS,
-        "sample": SampleConfig("euler", steps, shift=shift),
+        "sample": SampleConfig("euler", steps, guidance_scale=3.5 if model.guidance else 1.0, **shift),
         "image_size": (1024, 1024) if model.channels == 16 else None,
         "codec": str(source.folder) if source.said.get("vae") else "",
+        "text": {
+            "kind": "flux",
+            "source": str(source.folder) if all(lists(source, place) for place in ENCODERS) else "",
+            "t5_length": 512 if model.guidance else 256,
+        },
         "notes": (note,) if guess else (),
     }
 
@@ -286,7 +292,7 @@ def save(portable: Portable, theirs: State, path: Path, also: Also) -> list[str]
         "guidance_embeds": model.guidance,
         "axes_dims_rope": model.rope,
     }
-    return write_transformer(path, theirs, config, write_flow(portable.sample.shift), also)
+    return write_transformer(path, theirs, config, write_flow(portable.sample), also)
 
 
 FLUX = Family(RULES, layout, about, needs, {}, written, dit.save, suffixes=(".pt", ".safetensors"), fits=fits)

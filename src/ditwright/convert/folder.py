@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..files import whole_folder
 from ..model.weights import State, write_safetensors
 from .family import Also
-from .source import Source, read_file, read_json
+from .source import Source, lists, read_file, read_json
 
 WEIGHTS = "diffusion_pytorch_model"
 VERSION = "0.35.0"  # the oldest that these folders are for
@@ -36,7 +36,7 @@ def read_folder(path: Path) -> Source:
     """The transformer of a folder, and what its JSON files say. UserError for a part that is missing."""
     index = read_json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
     for part, file in PARTS.items():
-        if (index.get(part) or [None])[0] and not (path / part / file).is_file():
+        if lists(Source({}, said={"index": index}), part) and not (path / part / file).is_file():
             raise UserError(
                 f"{str(path)!r} lacks {part}/{file}, which its model_index.json lists: the copy is not whole"
             )

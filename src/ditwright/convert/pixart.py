@@ -21,7 +21,7 @@ from .family import Also, Family, Portable
 from .folder import write_transformer
 from .rules import Layout, Rule, Way, halves, joined, kernel, same
 from .scheduler import TABLES, TARGETS, read_scheduler, write_scheduler
-from .source import Source
+from .source import Source, lists
 
 BLOCK = Stage(1, "adaln_single", cross=True, cross_norm=False)
 SCALES = (2.0, 1.0, 0.5, 0.25)  # of positions, for pictures of 256, 512, 1024 and 2048 pixels
@@ -160,7 +160,8 @@ def stock_layout(source: Source, heads: int | None = None) -> Layout:
 def about(source: Source, layout: Layout) -> dict[str, Any]:
     """DDPM's linear table, the noise predicted, the variance learned; 20 steps of DPM-Solver++ as released."""
     model, said = layout.model, source.said
-    process, sample, notes = ProcessConfig("ddpm", "noise"), SampleConfig("dpmpp_2m"), list[str]()
+    process, notes = ProcessConfig("ddpm", "noise"), list[str]()
+    sample = SampleConfig("dpmpp_2m", timestep_spacing="linspace")
     if said.get("scheduler"):
         process, sample, notes = read_scheduler(said["scheduler"], f"{str(source.folder)!r} (scheduler)")
     levels = said.get("vae", {}).get("block_out_channels")
@@ -171,10 +172,23 @@ def about(source: Source, layout: Layout) -> dict[str, Any]:
         "sample": replace(sample, num_inference_steps=20, guidance_scale=4.5),
         "image_size": (side, side),
         "codec": str(source.folder) if said.get("vae") else "",
+        "text": {
+            "kind": "t5",
+            "source": str(source.folder) if lists(source, "text_encoder") else "",
+            "length": tokens_of(source),
+            "lower": True,
+        },
         "factor": factor,
         "null": {"text": source.state[NULL]} if NULL in source.state else {},
         "notes": tuple(notes),
     }
+
+
+def tokens_of(source: Source) -> int:
+    """How long a caption is: 300 tokens in sigma, 120 in alpha, which is also what files are that do not tell."""
+    if NULL in source.state:
+        return len(source.state[NULL])
+    return 300 if "Sigma" in source.said.get("index", {}).get("_class_name", "") else 120
 
 
 def needs(model: DiTConfig) -> dict[str, tuple[Any, ...]]:

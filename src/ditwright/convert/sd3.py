@@ -21,9 +21,10 @@ from .family import Also, Family, Portable
 from .folder import write_transformer
 from .rules import Layout, Rule, Way, halves, joined, kernel, same, swapped
 from .scheduler import read_flow, write_flow
-from .source import WITHIN, Source
+from .source import WITHIN, Source, lists
 
 HEAD = 64  # channels, at every size
+ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "text_encoder_3"}
 
 thirds = Way(  # attention, MLP, the image's own attention
     lambda theirs, layout: [third for w in theirs.values() for third in w.chunk(3)],
@@ -231,16 +232,25 @@ def stock_layout(source: Source, heads: int | None = None) -> Layout:
 
 
 def about(source: Source, layout: Layout) -> dict[str, Any]:
-    """Straight lines and their velocity; 40 Euler steps at guidance 4.5, the times shifted by 3, as released."""
+    """Straight lines and their velocity; 40 Euler steps at guidance 4.5, their times and shift 3, as released."""
     model, said = layout.model, source.said
-    shift = read_flow(said.get("scheduler", {}), 3.0)
+    shift = read_flow(said.get("scheduler", {}), {"shift": 3.0})
     side = cells(model.positions) * model.patch[0] * 8
     return {
         "process": ProcessConfig("linear", "velocity"),
-        "sample": SampleConfig("euler", 40, guidance_scale=4.5, shift=shift),
+        "sample": SampleConfig("euler", 40, guidance_scale=4.5, timestep_spacing="linspace", **shift),
         "image_size": (side, side),
         "codec": str(source.folder) if said.get("vae") else "",
+        "text": text_of(source),
     }
+
+
+def text_of(source: Source) -> dict[str, Any]:
+    """The three text encoders, where the folder is a pipeline's; those that it leaves out are dropped."""
+    absent = tuple(part for part, place in ENCODERS.items() if not lists(source, place))
+    if len(absent) == len(ENCODERS):
+        return {"kind": "sd3"}
+    return {"kind": "sd3", "source": str(source.folder), "drop": absent}
 
 
 def stock_needs(model: DiTConfig) -> dict[str, tuple[Any, ...]]:
@@ -319,7 +329,7 @@ def stock_save(portable: Portable, theirs: State, path: Path, also: Also) -> lis
         "dual_attention_layers": [i for i, dual in enumerate(duals) if dual],
         "qk_norm": "rms_norm" if model.qk_norm else None,
     }
-    return write_transformer(path, theirs, config, write_flow(portable.sample.shift), also)
+    return write_transformer(path, theirs, config, write_flow(portable.sample), also)
 
 
 SD3 = Family(RULES, layout, about, needs, {}, written, save, (".pt", ".safetensors"), fits)

@@ -31,6 +31,11 @@ class Source:
     beside: tuple[str, ...] = ()  # what else than the network the file holds, by the start of its keys
 
 
+def lists(source: Source, part: str) -> bool:
+    """Whether a folder's model_index.json names this part, and not as null."""
+    return bool((source.said.get("index", {}).get(part) or [None])[0])
+
+
 def source_of(state: Mapping[str, Tensor], **rest: Any) -> Source:
     """A source from a state dict. UserError where two keys are one once the prefixes are off."""
     called: dict[str, str] = {}

@@ -2,20 +2,23 @@
 
 OUTPUT/samples_N.npz     arr_0, (N, H, W, C) uint8
 OUTPUT/samples_N.json    the settings that made it
+OUTPUT/samples_N.txt     the prompt of each, a line each, where the network hears text
 OUTPUT/parts/            settings.json and a .npy file of each chunk, until all are there
 
 Sample i of a set, its class included, follows from (seed, i), and chunks from their number: the set is the same, byte
-for byte, whatever the number of processes and of stops. N samples, H height, W width, C channels.
+for byte, whatever the number of processes and of stops. Of M prompts sample i hears number i modulo M.
+N samples, H height, W width, C channels.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,11 +27,13 @@ from typing import Any
 import numpy as np
 
 from ..config import differences, to_dict
+from ..data.prompts import SOURCE, Prompts, beside, write_lines
 from ..diffusion.config import SampleConfig
 from ..errors import UserError
 from ..files import whole_file
 from ..model.weights import digest
 from ..rng import generator
+from .asks import hears_text
 from .pipeline import Pipeline
 
 
@@ -43,11 +48,19 @@ class Order:
     seed: int = 0
     size: tuple[int, int] | None = None  # height, width in pixels; as trained unless given
     origin: dict[str, Any] = field(default_factory=dict)  # where the checkpoint lies, for people
+    prompts: Prompts | None = None  # where the network hears text
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UserError(f"a set of samples needs at least 1 of them; got {self.count}")
         self.pipe.plan(self.config, self.size)
+        hears = hears_text(self.pipe.card.model)
+        if hears and self.prompts is None:
+            raise UserError(f"captions are missing, for this network hears text; give --captions SOURCE: {SOURCE}")
+        if not hears and self.prompts is not None:
+            raise UserError("captions are for networks that hear text; the samples of this one are of its classes")
+        if hears:
+            self.pipe.asks([""])  # a missing encoder is better known before the work
 
     @property
     def chunks(self) -> list[range]:
@@ -69,8 +82,10 @@ class Order:
         """The file of a chunk."""
         return self.parts / f"{number:06d}.npy"
 
-    def labels(self, chunk: range) -> list[int | None]:
-        """Every sample's class, all alike probable, as in the papers."""
+    def asked(self, chunk: range) -> Sequence[int | str | None]:
+        """Every sample's prompt, or its class, all alike probable, as in the papers."""
+        if self.prompts is not None:
+            return self.prompts.of(chunk)
         classes = self.pipe.card.model.num_classes
         return [int(generator(self.seed, i, "label").integers(classes)) if classes else None for i in chunk]
 
@@ -85,7 +100,21 @@ class Order:
             "dtype": str(self.pipe.dtype).removeprefix("torch."),
             "weights": digest(self.pipe.denoiser.state_dict()),
             "codec": to_dict(card.codec),
+            **self.heard(),
             **self.origin,
+        }
+
+    def heard(self) -> dict[str, Any]:
+        """What it depends on besides, where the network hears text: prompts, by their digest, and their encoder."""
+        encoder = self.pipe.encoder
+        if self.prompts is None or encoder is None:
+            return {}
+        texts = json.dumps(self.prompts.of(range(self.count)))
+        made = {key: value for key, value in to_dict(encoder.config).items() if key not in ("source", "revision")}
+        return {
+            "captions": self.prompts.source,
+            "prompts": hashlib.sha256(texts.encode()).hexdigest(),
+            "text": {**made, "fingerprint": encoder.config.fingerprint or encoder.fingerprint},
         }
 
 
@@ -106,7 +135,7 @@ def draw_set(
     for number, chunk in enumerate(order.chunks):
         if number % world == rank and not is_whole(order.part(number), len(chunk)):
             images = order.pipe.draw(
-                order.labels(chunk), seed=order.seed, first=chunk.start, size=order.size, **asdict(order.config)
+                order.asked(chunk), seed=order.seed, first=chunk.start, size=order.size, **asdict(order.config)
             )
             keep(images, order.part(number))
             progress(there(order))
@@ -141,7 +170,7 @@ def agree(path: Path, settings: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} is missing or damaged ({error}); choose another --output") from error
     known = settings["codec"]["fingerprint"]  # by which weights are the same wherever they lie, as the network's are
-    may_move = ("checkpoint", *(("codec.source", "codec.revision") if known else ()))
+    may_move = ("checkpoint", "captions", *(("codec.source", "codec.revision") if known else ()))
     for key, (old, new) in differences(begun, settings).items():
         if key not in may_move:
             raise UserError(
@@ -186,6 +215,8 @@ def assemble(order: Order, settings: dict[str, Any]) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with whole_file(order.npz.with_suffix(".json")) as half:
         half.write_text(json.dumps(settings, indent=1))
+    if order.prompts is not None:
+        write_lines(beside(order.npz), order.prompts.of(range(order.count)))
     entry = zipfile.ZipInfo("arr_0.npy")  # dated 1980, and so always the same
     with (
         whole_file(order.npz) as half,

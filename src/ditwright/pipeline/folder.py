@@ -21,6 +21,7 @@ from ..files import whole_folder
 from ..model.build import empty
 from ..model.weights import State, load_strictly, read_safetensors, write_safetensors
 from ..text.base import TextEncoder
+from ..text.config import TextConfig
 from ..train.state import checkpoints
 from .card import CARD, CODEC, README, TEXT, WEIGHTS, Card, readme
 from .hub import fetch, is_hub_name
@@ -45,15 +46,15 @@ def load(
     name: str | Path, *, family: str | None = None, heads: int | None = None, codec: str = "", revision: str = ""
 ) -> Parts:
     """The parts that a name means. UserError where one is missing, naming it."""
-    path = Path(name).expanduser()
+    path, hub = Path(name).expanduser(), ""
     if not path.exists() and is_hub_name(str(name)):
-        path = fetch(str(name), revision or None)
+        path, hub = fetch(str(name), revision or None), str(name)
     elif revision:
         raise UserError(f"revision is for names on the hub; {str(name)!r} is a path")
     if path.name == WEIGHTS and (path.parent / CARD).exists():
         path = path.parent
     if is_foreign(path):
-        return _foreign(path, family, heads, codec)
+        return _foreign(path, family, heads, codec, hub)
     if family is not None or heads is not None:
         raise UserError(f"family and heads are for weights of other projects; {str(name)!r} is not of another project")
     return _checkpoint(find_checkpoint(path), codec)
@@ -135,6 +136,16 @@ def _checkpoint(folder: Path, codec: str) -> Parts:
     return Parts(_denoiser(card, state), card, codec_from(config))
 
 
+def moved(config: TextConfig, place: str) -> TextConfig:
+    """The text encoder of a checkpoint at another place. UserError where it does not tell of which kind it is."""
+    if config.kind == "none":
+        raise UserError(
+            f"a place of a text encoder, {place!r}, is for weights that tell its kind, and these do not: pass "
+            "encoder=encoder_from(TextConfig(kind, place)) where the network hears text"
+        )
+    return replace(config, source=place, revision="")
+
+
 def _moved(config: CodecConfig, name: str) -> CodecConfig:
     """A codec with the weights of another place, which may be others (a better decoder), but not another shape."""
     found = find_codec(name)
@@ -150,7 +161,7 @@ def _moved(config: CodecConfig, name: str) -> CodecConfig:
     return replace(found, scale=scale, shift=shift)
 
 
-def _foreign(path: Path, family: str | None, heads: int | None, codec: str) -> Parts:
+def _foreign(path: Path, family: str | None, heads: int | None, codec: str, hub: str = "") -> Parts:
     portable = read_foreign(path, family=family, heads=heads)
     for note in portable.notes:
         warnings.warn(note, stacklevel=4)
@@ -162,7 +173,10 @@ def _foreign(path: Path, family: str | None, heads: int | None, codec: str) -> P
     if config.channels != model.channels:
         raise UserError(f"the codec {name!r} has {config.channels} channels; the network takes {model.channels}")
     size = portable.image_size and tuple(side // portable.factor * config.factor for side in portable.image_size)
-    card = Card(model, portable.process, config, portable.sample, portable.class_names, size)
+    text = TextConfig(**portable.text)
+    if hub and text.source:  # a place in the cache means nothing elsewhere
+        text = replace(text, source=hub, revision=path.name)
+    card = Card(model, portable.process, config, portable.sample, portable.class_names, size, text)
     state = {f"net.{key}": tensor for key, tensor in portable.state.items()}
     return Parts(_denoiser(card, state), card, codec_from(config))
 

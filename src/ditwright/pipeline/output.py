@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,20 @@ from ..codec.base import Codec
 from ..diffusion.sampler import Step
 from ..errors import UserError
 from ..pictures import to_pil
+
+
+class Frame(NamedTuple):
+    """One step of sampling, for previews and film strips."""
+
+    t: float  # the time of `images`, 0 at the end
+    images: np.ndarray  # (B, H, W, C) uint8: the noisy sample
+    clean: np.ndarray  # (B, H, W, C) uint8: the present estimate of the clean sample
+
+
+class ImagePipelineOutput(NamedTuple):
+    """What a call returns, under diffusers' name."""
+
+    images: Any  # as `output_type` says
 
 
 def as_latent(codec: Codec, latents: Tensor) -> Tensor:
@@ -51,3 +65,12 @@ def go_on_with(latents: Tensor, step: Step) -> None:
                 f"a callback's latents must keep the shape {tuple(step.x.shape)}; got {tuple(latents.shape)}"
             )
         step.x.copy_(latents)
+
+
+def with_weights(codec: Codec) -> Codec:
+    """The codec with its weights: a missing autoencoder is better known before the work than after it."""
+    try:
+        return codec.ready()
+    except UserError as error:
+        advice = "from_pretrained takes another place as codec=, and output_type 'latent' needs none"
+        raise UserError(f"{error}; {advice}") from None

@@ -1,4 +1,4 @@
-"""The pipeline: class labels in, pictures out, in the words of diffusers.
+"""The pipeline: class labels or prompts in, pictures out, in the words of diffusers.
 
 B batch, H height, W width, C channels; h, w the latents' height and width.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,32 +24,19 @@ from ..diffusion.process import Denoiser, Index
 from ..diffusion.sampler import Step
 from ..errors import UserError, did_you_mean, lookup, unknown
 from ..rng import Draws
-from ..text.base import TextEncoder, encoder_from
-from .asks import Asks, hears_text, of_labels, of_prompts, told_beside
+from ..text.base import TextEncoder
+from ..text.late import Late
+from .asks import EMBEDS, Asks, Embeds, at_hand, hears_text, idle, is_guided, of_labels, of_prompts, told_beside
 from .batches import in_batches
 from .card import Card
-from .folder import load, save
+from .folder import load, moved, save
 from .hub import push
 from .labels import Labels, numbers, repeated
 from .noise import Generators, Noise, drawn_by
-from .output import OUTPUTS, go_on_with
+from .output import OUTPUTS, Frame, ImagePipelineOutput, go_on_with, with_weights
 from .plan import Plan, plan_for
 
 TENSORS = ("latents", "x0")  # what a callback may ask for
-
-
-class Frame(NamedTuple):
-    """One step of sampling, for previews and film strips."""
-
-    t: float  # the time of `images`, 0 at the end
-    images: np.ndarray  # (B, H, W, C) uint8: the noisy sample
-    clean: np.ndarray  # (B, H, W, C) uint8: the present estimate of the clean sample
-
-
-class ImagePipelineOutput(NamedTuple):
-    """What a call returns, under diffusers' name."""
-
-    images: Any  # as `output_type` says
 
 
 class Pipeline:
@@ -57,7 +46,7 @@ class Pipeline:
         """`codec`, `encoder`: those that are there already; otherwise the card's, read when they are first needed."""
         self.denoiser, self.card = denoiser.eval(), card
         self.codec = codec_from(card.codec) if codec is None else codec
-        self.encoder = encoder_from(card.text) if encoder is None and card.text.kind != "none" else encoder
+        self.encoder = Late(card.text) if encoder is None and card.text.kind != "none" else encoder
 
     @classmethod
     def from_pretrained(
@@ -68,7 +57,7 @@ class Pipeline:
         heads: int | None = None,
         codec: str = "",
         revision: str = "",
-        encoder: TextEncoder | None = None,
+        encoder: TextEncoder | str | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Pipeline:
@@ -76,9 +65,13 @@ class Pipeline:
 
         `family`, `heads`: of foreign weights that do not tell (`convert.read`). `codec`: a folder or hub name that
         takes the place of the autoencoder that the checkpoint names. `revision`: branch, tag or commit of a hub name.
-        `encoder`: of prompts (`text.base.encoder_from`), where the weights name none. UserError names a missing part.
+        `encoder`: of prompts, in place of the one that the weights name or that lies beside them: itself
+        (`text.base.encoder_from`), or the folder or hub name of one of the same kind. It is looked for when prompts
+        are asked. UserError names a missing part.
         """
         parts = load(name, family=family, heads=heads, codec=codec, revision=revision)
+        if isinstance(encoder, str):
+            encoder = Late(moved(parts.card.text, encoder))
         return cls(*parts, encoder=encoder).to(device, dtype)
 
     def to(self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Pipeline:
@@ -127,15 +120,41 @@ class Pipeline:
         """
         return numbers(given, self.card.model.num_classes, self.card.class_names)
 
-    def asks(self, given: Sequence[int | str | None], negative_prompt: str | Sequence[str] = "") -> Asks:
-        """What the network is asked for: classes by number or name; or prompts where it hears text, None for none."""
-        if self.encoder is not None:
-            return of_prompts(given, negative_prompt, self.encoder)
-        if hears_text(self.card.model):
-            raise UserError("this network hears text, and its checkpoint names no text encoder: pass encoder=")
-        if negative_prompt:
-            raise UserError("negative_prompt is for networks that hear text; this one is conditioned on classes")
+    def asks(
+        self,
+        given: Sequence[int | str | None],
+        negative_prompt: str | Sequence[str] | None = "",
+        embeds: Embeds = MappingProxyType({}),
+        *,
+        times: int = 1,
+        guided: bool = True,
+    ) -> Asks:
+        """What the network is asked for: classes by number or name; or prompts where it hears text, None for none.
+
+        `embeds`: prompts that are encoded already, in the words of a call, `times` pictures of each; `guided`: false
+        where nobody will ask for the negative prompt.
+        """
+        if hears_text(model := self.card.model):
+            encoder = partial(at_hand, self.encoder, model)
+            more = {"model": model, "embeds": embeds, "times": times, "guided": guided}
+            return of_prompts(given, negative_prompt, encoder, **more).to(self.device, self.dtype)
+        if negative_prompt or any(x is not None for x in embeds.values()):
+            what = "negative_prompt is" if negative_prompt else "prompt_embeds are"
+            raise UserError(f"{what} for networks that hear text; this one is conditioned on classes")
         return of_labels(self.labels(given), self.card.model.num_classes, self.device)
+
+    @torch.no_grad()
+    def encode_prompt(
+        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] = ""
+    ) -> dict[str, Tensor]:
+        """Prompts as a call takes them encoded: `pipe(**pipe.encode_prompt("a cat"))` draws what `pipe("a cat")` does.
+
+        "prompt_embeds" (B, M, E), "pooled_prompt_embeds" (B, P), "prompt_attention_mask" (B, M) of those that the
+        network hears, and the same of the negative prompt after "negative_".
+        """
+        asks = self.asks(repeated(prompt), negative_prompt)
+        signs = {"": asks.cond, "negative_": asks.null}
+        return {sign + EMBEDS[name][0]: x for sign, cond in signs.items() for name, x in cond.items()}
 
     def class_name(self, label: int | None) -> str | None:
         """What a class is called, where it has a name."""
@@ -149,7 +168,7 @@ class Pipeline:
                 near = did_you_mean(name, fields)
                 raise UserError(f"unknown setting {name!r}; known: {', '.join(fields)}{near}")
         plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
-        none = ("clip", "guidance_channels")  # where None is a value; elsewhere it means: as the checkpoint says
+        none = ("clip", "guidance_channels", "dynamic_shift")  # where None is a value; else it means: as saved
         return merge(self.card.sample, {k: v for k, v in plain.items() if v is not None or k in none})
 
     def size(self, height: int | None, width: int | None, latents: Tensor | None = None) -> tuple[int, int] | None:
@@ -163,13 +182,13 @@ class Pipeline:
 
     def plan(self, config: SampleConfig, size: tuple[int, int] | None = None) -> Plan:
         """Sampler, times and latent size for some settings. UserError where they ask for what cannot be done."""
-        return plan_for(self.card, self.denoiser.process, config, size, guided=self.encoder is not None)
+        return plan_for(self.card, self.denoiser.process, config, size, guided=hears_text(self.card.model))
 
     def steps(
         self,
         asked: Sequence[int | str | None],
         *,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = "",
         seed: int = 0,
         first: int = 0,
         size: tuple[int, int] | None = None,
@@ -181,7 +200,7 @@ class Pipeline:
         `settings` are fields of SampleConfig; those not given are the checkpoint's.
         """
         config = self.settings(settings)
-        asks = self.asks(asked, negative_prompt)
+        asks = self.asks(asked, negative_prompt, guided=is_guided(self.card.model, config))
         noise = self._noise(asks.count, seed, first=first)
         yield from self._walk(asks, config, self.plan(config, size), noise)
 
@@ -189,7 +208,7 @@ class Pipeline:
         self, class_labels: Sequence[int | str | None], *, codec: Codec | None = None, **settings: Any
     ) -> Iterator[Frame]:
         """Like `steps`, decoded to pictures, where wanted by another codec: a small one is fast enough for previews."""
-        decode = (codec or self._decoder()).decode
+        decode = (codec or with_weights(self.codec)).decode
         for step in self.steps(class_labels, **settings):
             yield Frame(step.t.item(), decode(step.x), decode(step.x0))
 
@@ -201,7 +220,7 @@ class Pipeline:
         **settings: Any,
     ) -> np.ndarray:
         """Sample a picture for each label: (N, H, W, C) uint8. Takes what `steps` takes; `progress(1)` at each step."""
-        decode = self._decoder().decode
+        decode = with_weights(self.codec).decode
         for step in self.steps(repeated(class_labels), **settings):
             progress(1)
             x = step.x
@@ -213,7 +232,13 @@ class Pipeline:
         prompt: Labels = None,
         *,
         class_labels: Labels = None,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = "",
+        prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
@@ -231,6 +256,9 @@ class Pipeline:
         prompt: one text or several, where the network hears text; elsewhere another word for class_labels
         class_labels: one label or several, numbers or names; left out where the network has no classes
         negative_prompt: one for all or one each; what guidance leads away from, nothing in particular unless given
+        prompt_embeds, pooled_prompt_embeds, prompt_attention_mask: prompts that are encoded already (`encode_prompt`),
+            states (B, M, E), pooled states (B, P), and (B, M), true where there is text; no text encoder is needed
+        negative_...: likewise, B or 1 of them, in place of negative_prompt
         height, width: in pixels; as trained unless given
         num_images_per_prompt: pictures of each label, beside each other
         generator: a torch.Generator, or one for each picture; draws the initial latents and the samplers' noise just
@@ -252,16 +280,27 @@ class Pipeline:
         given = repeated(class_labels if prompt is None else prompt, num_images_per_prompt)
         if negative_prompt and not isinstance(negative_prompt, str):
             negative_prompt = [text for text in negative_prompt for _ in range(num_images_per_prompt)]
-        config, asks = self.settings(settings), self.asks(given, negative_prompt)
-        if negative_prompt and config.guidance_scale == 1:
-            warnings.warn("negative_prompt has no effect at guidance_scale 1, which is no guidance", stacklevel=2)
+        embeds = {
+            "prompt_embeds": prompt_embeds,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "prompt_attention_mask": prompt_attention_mask,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+            "negative_prompt_attention_mask": negative_prompt_attention_mask,
+        }
+        config, model = self.settings(settings), self.card.model
+        away = any(x is not None for name, x in embeds.items() if name.startswith("negative_"))
+        for line in idle(given, bool(negative_prompt) or away, model, config):
+            warnings.warn(line, stacklevel=3)
         make = lookup("output type", output_type, OUTPUTS)
         for name in callback_on_step_end_tensor_inputs:
             if name not in TENSORS:
                 raise unknown("callback tensor", name, TENSORS)
-        noise = self._noise(asks.count, seed, generator)
         plan = self.plan(config, self.size(height, width, latents))
-        codec = self.codec if output_type == "latent" else self._decoder()
+        guided = is_guided(model, config)
+        asks = self.asks(given, negative_prompt, embeds, times=num_images_per_prompt, guided=guided)
+        noise = self._noise(asks.count, seed, generator)
+        codec = self.codec if output_type == "latent" else with_weights(self.codec)
         for i, step in enumerate(self._walk(asks, config, plan, noise, latents)):
             if callback_on_step_end is not None:
                 tensors = {"latents": step.x, "x0": step.x0}
@@ -288,7 +327,7 @@ class Pipeline:
         elif latents.shape != shape:
             raise UserError(f"latents must have the shape {shape}; got {tuple(latents.shape)}")
         x = latents.to(self.device, torch.float32) * sigma
-        denoise = in_batches(self.denoiser, *told_beside(asks, self.card, config, plan.space))
+        denoise = in_batches(self.denoiser, *told_beside(asks, self.card, config, plan.space), times=plan.times)
         yield from plan.sampler(denoise, x, plan.times, path, noise=noise)
 
     def _noise(self, count: int, seed: int | None = None, generator: Generators | None = None, first: int = 0) -> Noise:
@@ -300,14 +339,6 @@ class Pipeline:
         if seed is not None:
             raise UserError("give a generator or a seed, not both")
         return drawn_by(generator, count, self.device, self.dtype)
-
-    def _decoder(self) -> Codec:
-        """The codec with its weights: a missing autoencoder is better known before the work than after it."""
-        try:
-            return self.codec.ready()
-        except UserError as error:
-            advice = "from_pretrained takes another place as codec=, and output_type 'latent' needs none"
-            raise UserError(f"{error}; {advice}") from None
 
     def _told(self, t: Tensor) -> Tensor:
         """The time as the network hears it: a whole number where it counts the steps of a table."""

@@ -1,0 +1,241 @@
+"""Prompts that are encoded already, in place of prompts; and prompts that cannot be encoded: one clear line each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ditwright.cli.main import main
+from ditwright.codec.config import CodecConfig
+from ditwright.diffusion.config import ProcessConfig, SampleConfig
+from ditwright.diffusion.process import Denoiser, process_from
+from ditwright.errors import UserError
+from ditwright.model.build import build
+from ditwright.model.config import DiTConfig, Stage
+from ditwright.pipeline import Card, Pipeline
+from ditwright.text.config import TextConfig
+from small_pipelines import pipeline
+
+FLUX = DiTConfig(
+    width=16,
+    heads=2,
+    stages=(Stage(1, lanes="own"), Stage(1, parallel=True)),
+    patch=(2, 2),
+    channels=1,
+    out_channels=1,
+    num_classes=0,
+    context="stream",
+    text_width=12,
+    pooled_width=6,
+)
+CROSS = replace(FLUX, stages=(Stage(2, cross=True),), context="cross", pooled_width=0)
+POOLED = replace(FLUX, stages=(Stage(2),), context="none", text_width=0)
+WIDTHS = {"text": 12, "pooled": 6}
+
+
+class Words:
+    """States that say how long each word is; `text` where padding is to be read, which is how FLUX has it."""
+
+    vocab, fingerprint, commit = 0, "", ""
+
+    def __init__(self, kind="flux", text_width=12, pooled_width=6):
+        self.config, self.text_width, self.pooled_width, self.asked = TextConfig(kind), text_width, pooled_width, []
+
+    def __call__(self, prompts):
+        self.asked += prompts
+        lengths = torch.tensor([[len(word) for word in (prompt.split() + [""] * 5)[:5]] for prompt in prompts]).float()
+        text = torch.sin(lengths[..., None] + torch.arange(self.text_width))
+        mask = {} if self.config.kind == "flux" else {"text_mask": lengths > 0}
+        return {"text": text, **mask} | ({"pooled": text.sum(1)[:, : self.pooled_width]} if self.pooled_width else {})
+
+    def ready(self):
+        return self
+
+    def to(self, device=None, dtype=None):
+        return self
+
+    def save(self, folder):
+        pass
+
+
+def made(model=FLUX, encoder=None, text=None, **sample):
+    """A pipeline that hears text, its weights such that every condition shows."""
+    process = ProcessConfig("linear", "velocity")
+    denoiser, noise = Denoiser(build(model), process_from(process)), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in denoiser.parameters():
+            p.add_(torch.randn(p.shape, generator=noise), alpha=0.2)
+    settings = SampleConfig("euler", 2, **{"guidance_scale": 3.0} | sample)
+    card = Card(model, process, CodecConfig("pixels", channels=1), settings, (), (8, 8), text or TextConfig())
+    return Pipeline(denoiser, card, encoder=encoder)
+
+
+def drawn(pipe, *args, **more):
+    return pipe(*args, seed=0, output_type="latent", **more).images
+
+
+ROUTES = {"flux": (FLUX, Words()), "masked": (CROSS, Words("t5", pooled_width=0)), "pooled": (POOLED, Words("clip"))}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_what_encode_prompt_gives_draws_what_the_prompt_does(route):
+    model, encoder = ROUTES[route]
+    pipe = made(model, encoder)
+    prompts, negative = ["a red square", "a long blue circle"], ["red", ""]
+    embeds = pipe.encode_prompt(prompts, negative)
+    halves = {"flux": ("prompt_embeds", "pooled_prompt_embeds"), "masked": ("prompt_embeds", "prompt_attention_mask")}
+    names = halves.get(route, ("pooled_prompt_embeds",))
+    assert set(embeds) == {*names, *(f"negative_{name}" for name in names)}
+    wanted, alone = drawn(pipe, prompts, negative_prompt=negative), made(model)
+    assert torch.equal(drawn(alone, **embeds), wanted)
+    twice = drawn(alone, num_images_per_prompt=2, **embeds)
+    assert torch.equal(twice, drawn(pipe, prompts, negative_prompt=negative, num_images_per_prompt=2))
+    with pytest.warns(UserWarning, match="negative_prompt has no effect at guidance_scale 1"):
+        assert not torch.equal(drawn(alone, **embeds, guidance_scale=1.0), wanted)
+
+
+def test_one_half_may_be_encoded_and_the_other_not():
+    pipe = made(FLUX, Words())
+    embeds = pipe.encode_prompt("a red square", "a blue one")
+    mine = {name: x for name, x in embeds.items() if not name.startswith("negative_")}
+    theirs = {name: x for name, x in embeds.items() if name.startswith("negative_")}
+    wanted = drawn(pipe, "a red square", negative_prompt="a blue one")
+    assert torch.equal(drawn(pipe, **mine, negative_prompt="a blue one"), wanted)
+    assert torch.equal(drawn(pipe, "a red square", **theirs), wanted)
+    assert torch.equal(drawn(pipe, **mine), drawn(pipe, "a red square"))  # led away from nothing in particular
+    assert torch.equal(drawn(pipe, "a red square", negative_prompt=None), drawn(pipe, "a red square"))
+    both = pipe.encode_prompt(["a red square", "a"])
+    both = {name: x for name, x in both.items() if not name.startswith("negative_")}
+    ours = drawn(pipe, **both, **theirs)  # one negative prompt for all
+    assert torch.equal(ours, drawn(pipe, ["a red square", "a"], negative_prompt="a blue one"))
+
+
+def test_nothing_is_encoded_that_nobody_asks_for():
+    pipe = made(FLUX, Words())
+    drawn(pipe, "a red square", guidance_scale=1.0)
+    assert pipe.encoder.asked == ["a red square"]
+    imitating = made(replace(FLUX, guidance=True), Words())
+    drawn(imitating, "a red square")
+    assert imitating.encoder.asked == ["a red square"]
+    alone = made()
+    embeds = pipe.encode_prompt("a red square")
+    mine = {name: x for name, x in embeds.items() if not name.startswith("negative_")}
+    assert torch.equal(drawn(alone, **mine, guidance_scale=1.0), drawn(pipe, "a red square", guidance_scale=1.0))
+    with pytest.raises(UserError, match="names no text encoder: pass encoder="):
+        drawn(alone, **mine)  # guided away from a prompt that nobody has encoded
+
+
+TEXT, TOLD = torch.ones(2, 4, 12), torch.ones(2, 6)
+GOOD = {"prompt_embeds": TEXT, "pooled_prompt_embeds": TOLD}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt": "a", **GOOD}, "give a prompt or prompt_embeds, not both"),
+        ({"class_labels": [1], **GOOD}, "hears text: give prompts; got 1"),
+        ({**GOOD, "prompt_embeds": TEXT[..., :7]}, "prompt_embeds has width 7; the network takes 12 (model.text_width"),
+        ({**GOOD, "pooled_prompt_embeds": TOLD[:, :5]}, "has width 5; the network takes 6 (model.pooled_width"),
+        ({"prompt_embeds": TEXT}, "asks for pooled_prompt_embeds of width 6"),
+        ({"pooled_prompt_embeds": TOLD}, "asks for prompt_embeds of width 12"),
+        ({**GOOD, "prompt_embeds": TEXT[0]}, "prompt_embeds is a tensor (B, M, E); got the shape (4, 12)"),
+        ({**GOOD, "prompt_embeds": [1.0]}, "prompt_embeds is a tensor (B, M, E); got list"),
+        ({**GOOD, "pooled_prompt_embeds": TOLD[:1]}, "prompt_embeds (2, 4), pooled_prompt_embeds (1,)"),
+        ({**GOOD, "prompt_attention_mask": torch.ones(2, 3)}, "prompt_attention_mask (2, 3)"),
+        ({"prompt": "a", "negative_prompt_embeds": TEXT}, "asks for negative_pooled_prompt_embeds of width 6"),
+        (
+            {**GOOD, "negative_prompt": "b", **{f"negative_{name}": x for name, x in GOOD.items()}},
+            "give negative_prompt or negative_prompt_embeds, not both",
+        ),
+        (
+            {**GOOD, **{f"negative_{name}": x.repeat_interleave(2, 0) for name, x in GOOD.items()}},
+            "one for each of 2 pictures; got 4",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_line(given, message):
+    pipe = made(FLUX, Words())
+    with pytest.raises(UserError) as refused:
+        drawn(pipe, **given)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_embeds_are_for_networks_that_hear_their_like():
+    with pytest.raises(UserError, match="prompt_embeds are for networks that hear text"):
+        pipeline()([1], prompt_embeds=TEXT)
+    own = replace(CROSS, text_width=16, text_vocab=300, text_depth=1, text_heads=2)
+    with pytest.raises(UserError, match="reads ids of its own tokenizer: give prompts"):
+        made(own)(prompt_embeds=TEXT)
+    with pytest.raises(UserError, match=r"pooled_prompt_embeds has width 6; the network takes 0 \(model.pooled_width"):
+        made(CROSS)(**GOOD)
+    with pytest.raises(UserError, match=r"prompt_embeds has width 12; the network takes 0 \(model.text_width"):
+        made(POOLED)(**GOOD)
+    with pytest.raises(UserError, match=r"prompt_attention_mask is of states; the network reads none"):
+        made(POOLED)(pooled_prompt_embeds=TOLD, prompt_attention_mask=torch.ones(2, 4))
+
+
+def test_an_encoder_of_another_width_is_refused_by_both_names():
+    for encoder, said in (
+        (Words(text_width=40), "flux gives states of width 40; model.text_width is 12"),
+        (Words(pooled_width=4), "flux gives a pooled state of width 4; model.pooled_width is 6"),
+    ):
+        with pytest.raises(UserError, match=said):
+            made(FLUX, encoder)("a red square")
+        assert not encoder.asked
+
+
+def test_an_empty_prompt_is_nothing_in_particular_and_says_so(recwarn):
+    pipe = made(FLUX, Words())
+    nothing = drawn(pipe)
+    assert not recwarn.list
+    for prompt in ("", " \n"):
+        with pytest.warns(UserWarning, match="^an empty prompt asks for nothing in particular"):
+            found = drawn(pipe, prompt)
+        assert torch.equal(found, nothing)  # which is what guidance leads away from, so that it changes nothing
+        with pytest.warns(UserWarning, match="^an empty prompt"):
+            torch.testing.assert_close(drawn(pipe, prompt, guidance_scale=1.0), nothing)
+
+
+def test_a_negative_prompt_without_guidance_says_so():
+    embeds = made(FLUX, Words()).encode_prompt("a")
+    for pipe, more, said in (
+        (made(FLUX, Words()), {"negative_prompt": "b", "guidance_scale": 1.0}, "no effect at guidance_scale 1"),
+        (made(replace(FLUX, guidance=True), Words()), {"negative_prompt": "b"}, "this network imitates guidance"),
+    ):
+        with pytest.warns(UserWarning, match=f"^negative_prompt has no effect.*{said[10:]}"):
+            found = drawn(pipe, "a", **more)
+        more.pop("negative_prompt")
+        assert torch.equal(found, drawn(pipe, "a", **more))
+    with pytest.warns(UserWarning, match="^negative_prompt has no effect"):
+        drawn(made(FLUX), guidance_scale=1.0, **embeds)
+
+
+def test_a_text_encoder_need_not_be_there_before_prompts_are(tmp_path):
+    text = TextConfig("flux", str(tmp_path / "gone"))
+    made(text=text).save_pretrained(tmp_path / "saved")
+    pipe = Pipeline.from_pretrained(tmp_path / "saved").to(torch.float32)
+    assert pipe.card.text == text
+    drawn(pipe, **made(FLUX, Words()).encode_prompt("a"))
+    for ask in (lambda: pipe("a"), lambda: pipe.draw(["a"]), lambda: pipe.encode_prompt("a"), pipe):
+        with pytest.raises(
+            UserError, match=r"there is no text encoder's folder '.*gone'.*; from_pretrained takes"
+        ) as no:
+            ask()
+        assert "\n" not in str(no.value)
+
+
+def test_the_command_line_says_what_is_missing_and_takes_another_place(tmp_path, capsys):
+    made(text=TextConfig("flux", str(tmp_path / "gone"))).save_pretrained(tmp_path / "saved")
+    words = ["sample", str(tmp_path / "saved"), "--prompt", "a", "--output", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert f"error: there is no text encoder's folder {str(tmp_path / 'gone')!r}" in capsys.readouterr().err
+    assert main([*words, "--text-encoder", str(tmp_path)]) == 2
+    assert f"{str(tmp_path)!r} has no text_encoder/; FLUX reads both" in capsys.readouterr().err
+    made().save_pretrained(tmp_path / "none")
+    assert main(["sample", str(tmp_path / "none"), *words[2:]]) == 2
+    assert "names no text encoder: pass encoder=" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"these do not: pass encoder=encoder_from\(TextConfig"):
+        Pipeline.from_pretrained(tmp_path / "none", encoder="somewhere")
