@@ -18,6 +18,7 @@ from torch import nn
 
 from ditwright.cli.main import main
 from ditwright.codec.config import CodecConfig
+from ditwright.data.base import spread
 from ditwright.data.digits import digits
 from ditwright.data.sources import open_source
 from ditwright.diffusion.config import SampleConfig
@@ -34,7 +35,6 @@ from ditwright.evaluate import (
     reference_from,
 )
 from ditwright.evaluate import compare as compare_module
-from ditwright.evaluate.pictures import spread
 from ditwright.evaluate.side import KEPT, MOMENTS, Side, share
 from ditwright.metrics.bootstrap import interval
 from ditwright.metrics.features import ModuleExtractor, Seen

@@ -1,13 +1,15 @@
 """Samples of the averaged weights against a reference as training goes: the numbers of `ditwright eval`, every N steps.
 
-Sample i of a seed, its class included, follows from (seed, i): the same noise and classes at every step, in every run
-and on any number of processes, so that differences are those of the weights. B batch, H height, W width, C channels.
+Sample i of a seed, its class or prompt included, follows from (seed, i): the same noise, classes and prompts at every
+step, in every run and on any number of processes, so that differences are those of the weights.
+B batch, H height, W width, C channels, M prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ import torch
 
 from .config import to_dict
 from .data.base import Dataset
+from .data.prompts import Prompts, captions_of, has_captions
+from .data.sources import open_dataset
 from .diffusion.config import SampleConfig
 from .errors import UserError, lookup
 from .evaluate import METRICS, Images, Reading, Score, Side, completed, evaluate, plan, reference_from
@@ -23,6 +27,8 @@ from .experiment import MeasureConfig
 from .metrics.extractors import extractor_from
 from .metrics.features import Extractor
 from .pipeline import Pipeline
+from .text.base import TextEncoder
+from .text.cache import CachedText
 from .train.log import Found
 from .train.parallel import World
 
@@ -38,10 +44,11 @@ class Gauge:
     metrics: tuple[str, ...]
     reference: Side | None  # with all that the metrics need; None where they need none
     world: World
+    prompts: Prompts | None = None  # where the network hears text
 
     def measure(self, pipe: Pipeline) -> Found | None:
         """Draw samples and measure them: every process calls this and does its share, the main one gets the numbers."""
-        samples = drawn(self.config, pipe)
+        samples = drawn(self.config, pipe, self.prompts)
         scores = evaluate(
             samples,
             self.reference,
@@ -59,18 +66,28 @@ class Gauge:
         return Found({"scores": told, "drawn": dict(samples.origin), "cautions": list(scores.cautions)}, curves)
 
 
-def gauge_of(config: MeasureConfig, pipe: Pipeline, data: Dataset, *, source: str, world: World) -> Gauge:
-    """A gauge for what `pipe` draws; `data`, by the name `source`, is what trains it.
+def gauge_of(
+    config: MeasureConfig,
+    pipe: Pipeline,
+    data: Dataset,
+    held_out: Dataset | None = None,
+    *,
+    source: str,
+    world: World,
+) -> Gauge:
+    """A gauge for what `pipe` draws; `data`, by the name `source`, is what trains it, `held_out` what validates it.
 
     The reference's pictures are seen here, once, by all processes together. UserError where anything does not fit.
     """
-    if pipe.encoder is not None:
-        raise UserError("measure.every draws a sample of each class in turn, and this network hears text; leave it 0")
     for name in config.metrics:
         lookup("metric", name, METRICS)
-    samples, extractor = drawn(config, pipe), extractor_from(config.extractor, world.device)
+    prompts = None
+    if pipe.encoder is not None:
+        prompts = prompts_for(config, data, held_out, source=source, size=side_of(pipe))
+        check_known(prompts, pipe.encoder)
+    samples, extractor = drawn(config, pipe, prompts), extractor_from(config.extractor, world.device)
     reference = None
-    if not config.metrics or any(METRICS[name].theirs for name in config.metrics):
+    if compares(config):
         reference = reference_of(config, pipe, data, source)
     metrics = plan(config.metrics or None, extractor, reference, picture=samples.first(), count=samples.count)
     if reference is not None:
@@ -79,7 +96,38 @@ def gauge_of(config: MeasureConfig, pipe: Pipeline, data: Dataset, *, source: st
                 f"seeing pictures of {reference.name} once, to measure against; ditwright eval ref keeps the outcome"
             )
         reference = completed(reference, extractor, metrics, Reading(world, KEPT, pipe.card.sample.batch_size))
-    return Gauge(config, extractor, metrics, reference, world)
+    return Gauge(config, extractor, metrics, reference, world, prompts)
+
+
+def prompts_for(
+    config: MeasureConfig, data: Dataset, held_out: Dataset | None, *, source: str, size: int | None
+) -> Prompts:
+    """What samples hear: the captions of the pictures that they are compared with, evenly spread over them.
+
+    Where a reference has none, those of held-out data, or else of the data itself. UserError where nothing has any.
+    """
+    own = (source, data)
+    several = [own] if held_out is None else [("data.validation", held_out), own]
+    if not config.reference:
+        several = [own]
+    elif compares(config) and Path(config.reference).suffix != ".npz":
+        several = [(config.reference, open_dataset(config.reference, size)), *several]
+    name, chosen = next((one for one in several if has_captions(one[1])), own)
+    return Prompts(name, captions_of(chosen, config.samples, name))
+
+
+def check_known(prompts: Prompts, encoder: TextEncoder) -> None:
+    """UserError where an encoder that knows the captions of `ditwright prepare` alone does not know a prompt."""
+    if isinstance(encoder, CachedText) and (unknown := [text for text in prompts.texts if text not in encoder]):
+        raise UserError(
+            f"the captions of data.source are encoded, those of {prompts.source!r} are not ({unknown[0]!r}): give "
+            "measure.reference an .npz that ditwright eval ref makes of its pictures"
+        )
+
+
+def compares(config: MeasureConfig) -> bool:
+    """Whether any metric looks at a reference."""
+    return not config.metrics or any(METRICS[name].theirs for name in config.metrics)
 
 
 def reference_of(config: MeasureConfig, pipe: Pipeline, data: Dataset, source: str) -> Side:
@@ -92,8 +140,13 @@ def reference_of(config: MeasureConfig, pipe: Pipeline, data: Dataset, source: s
                 f"measure.reference is missing: {source!r} holds {what}, and metrics look at pictures of one size; "
                 "name those that it was prepared from, or an .npz that ditwright eval ref made of them"
             )
+    return reference_from(config.reference or source, side_of(pipe))
+
+
+def side_of(pipe: Pipeline) -> int | None:
+    """Of the pictures in pixels, where they are square."""
     height, width = pipe.card.image_size or (0, 0)
-    return reference_from(config.reference or source, height if height and height == width else None)
+    return height if height and height == width else None
 
 
 def settings(config: MeasureConfig, pipe: Pipeline) -> SampleConfig:
@@ -101,18 +154,23 @@ def settings(config: MeasureConfig, pipe: Pipeline) -> SampleConfig:
     return replace(plain(pipe.card.sample), guidance_scale=config.guidance_scale)
 
 
-def drawn(config: MeasureConfig, pipe: Pipeline) -> Images:
-    """Samples that are drawn when they are looked at; number i is of class i modulo the number of classes."""
+def drawn(config: MeasureConfig, pipe: Pipeline, prompts: Prompts | None = None) -> Images:
+    """Samples that are drawn when they are looked at; number i is of class i modulo the number of classes.
+
+    Where the network hears text, of prompt i modulo M.
+    """
     how, classes, size = settings(config, pipe), pipe.card.model.num_classes, pipe.card.image_size
     blank = torch.zeros(1, pipe.card.model.channels, *pipe.plan(how).space, device=pipe.device)
 
     def batches(size: int, start: int, stop: int) -> Iterator[np.ndarray]:
         stop = min(stop, config.samples)
         for first in range(start, stop, size):
-            labels = [number % classes if classes else None for number in range(first, min(first + size, stop))]
-            yield pipe.draw(labels, seed=config.seed, first=first, **asdict(how))
+            numbers = range(first, min(first + size, stop))
+            asked = [i % classes if classes else None for i in numbers] if prompts is None else prompts.of(numbers)
+            yield pipe.draw(asked, seed=config.seed, first=first, **asdict(how))
 
     origin = {"num_samples": config.samples, "seed": config.seed, "size": list(size or ()), **to_dict(how)}
+    origin |= {} if prompts is None else {"captions": prompts.source}
     return Images("samples of the average", config.samples, batches, origin, like=pipe.codec.ready().decode(blank))
 
 

@@ -1,4 +1,4 @@
-"""ditwright eval SAMPLES --ref REF: the metrics that papers report; eval ref makes references, eval judge a judge."""
+"""ditwright eval SAMPLES --ref REF: the metrics that papers report; eval ref, eval judge, eval scenes: see below."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ REF is an .npz of statistics (ADM's, or of ditwright eval ref), an .npz with arr
 
   ditwright eval ref SOURCE --extractor E --output REF.npz     make a reference; --with-pictures keeps them in it
   ditwright eval judge SOURCE --output JUDGE.safetensors       train a judge of a data set that has classes
+  ditwright eval scenes SAMPLES                                how much of what scenes were asked for is in them
 Under torchrun every process takes its share:
   torchrun --nproc-per-node 8 -m ditwright eval RUN --preset dit-paper --ref REF.npz --extractor inception:FILE
 """
@@ -62,6 +63,7 @@ def parser() -> Parser:
     add("--num-samples", type=int, metavar="N", help="(default: 10000; 50000 of dit-paper)")
     add("--draws", type=Path, default=Path("eval"), metavar="DIR", help="where they are kept (default: eval/)")
     add("--seed", type=int, default=0, metavar="S", help="of samples and bootstrap (default: 0)")
+    add("--captions", metavar="SOURCE", help="what they hear in turn, where the network hears text")
     add("--family", metavar="NAME", help="of another project's weights, where they do not tell")
     add("--heads", type=int, metavar="N", help="of such weights' attention, where they do not tell")
     add("--codec", default="", metavar="PLACE", help="folder or hub name of the autoencoder (default: as trained)")
@@ -82,6 +84,10 @@ def _common(made: Parser) -> None:
 def run(words: list[str]) -> int:
     if words and words[0] in ("ref", "judge"):
         return (reference if words[0] == "ref" else judge)(words[1:])
+    if words and words[0] == "scenes":
+        from .eval_scenes import run as scenes
+
+        return scenes(words[1:])
     args = parser().parse_args(words)
     _check(args)
     metrics = args.metrics and [name for name in args.metrics.split(",") if name]
@@ -117,7 +123,7 @@ def run(words: list[str]) -> int:
                 watch=watch,
             )
     if scores is not None:
-        _tell(scores.plain(), scores.text(), args)
+        tell(scores.plain(), scores.text(), args)
     return 0
 
 
@@ -213,6 +219,7 @@ def drawn(args: argparse.Namespace, preset: Callable[[SampleConfig], SampleConfi
     """A set of samples on the disk, drawn by all processes, or found where an earlier command left it."""
     import torch
 
+    from ..data.prompts import prompts_from
     from ..pipeline import Pipeline
     from ..pipeline.fid import Order, draw_set
     from ..pipeline.folder import resolved
@@ -228,8 +235,9 @@ def drawn(args: argparse.Namespace, preset: Callable[[SampleConfig], SampleConfi
     config = merge(preset(pipe.card.sample), given)
     origin = {"checkpoint": name} | {key: value for key, value in places.items() if value}
     size = (args.size, args.size) if args.size else pipe.card.image_size
-    order = Order(pipe, args.draws, count, config, args.seed, size, origin)
-    settings = {key: value for key, value in order.settings().items() if key != "checkpoint"}
+    prompts = None if args.captions is None else prompts_from(args.captions, count)
+    order = Order(pipe, args.draws, count, config, args.seed, size, origin, prompts)
+    settings = {key: value for key, value in order.settings().items() if key not in ("checkpoint", "captions")}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = args.draws / f"{Path(name).stem}-{digest[:8]}"  # other settings, another folder
     order = replace(order, output=folder)
@@ -242,7 +250,7 @@ def drawn(args: argparse.Namespace, preset: Callable[[SampleConfig], SampleConfi
 
 def _drawing_options(args: argparse.Namespace) -> list[str]:
     """Options that were given and mean nothing where no samples are drawn."""
-    names = ("num_samples", "family", "heads", "codec", "revision", *SampleConfig.__dataclass_fields__)
+    names = ("num_samples", "captions", "family", "heads", "codec", "revision", *SampleConfig.__dataclass_fields__)
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) not in (None, "")]
     return (["--preset"] if args.preset != "plain" else []) + given
 
@@ -298,7 +306,8 @@ def _watching(world: World) -> Iterator[Callable[[str, int, int], None]]:
             bar.close()
 
 
-def _tell(plain: dict[str, Any], text: str, args: argparse.Namespace) -> None:
+def tell(plain: dict[str, Any], text: str, args: argparse.Namespace) -> None:
+    """Print one of the two as --json says, and write the JSON to --output."""
     from ..files import whole_file
 
     written = json.dumps(plain, indent=1)

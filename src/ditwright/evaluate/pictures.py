@@ -17,7 +17,7 @@ import torch
 from ..codec.base import codec_from
 from ..codec.config import CodecConfig
 from ..config import from_dict
-from ..data.base import Dataset, Group
+from ..data.base import Dataset, Group, spread
 from ..data.sources import open_dataset
 from ..errors import UserError
 from ..metrics.npz import read_samples
@@ -77,11 +77,6 @@ def labelled(name: str, size: int | None = None) -> tuple[np.ndarray, np.ndarray
     items = group.items[spread(len(group.items), most)]
     images = np.concatenate([read(items[i : i + READ]) for i in range(0, len(items), READ)])
     return _without_colour(images), data.labels(items)
-
-
-def spread(count: int, most: int) -> np.ndarray:
-    """Numbers of `most` samples of `count`, evenly spread over them, or of all where they are fewer: ascending."""
-    return np.arange(min(count, most), dtype=np.int64) * count // max(1, min(count, most))
 
 
 def _of_array(array: np.ndarray) -> Images:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 from ..diffusion.config import SampleConfig
 
+GUIDANCE = "guidance"  # in the name of every setting of it
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -22,13 +24,7 @@ class Preset:
 def plain(own: SampleConfig) -> SampleConfig:
     """The checkpoint's sampler and steps, without guidance: what the network itself has learned."""
     free = SampleConfig()
-    return replace(
-        own,
-        guidance_scale=free.guidance_scale,
-        guidance_interval=free.guidance_interval,
-        guidance_rescale=free.guidance_rescale,
-        guidance_channels=free.guidance_channels,
-    )
+    return replace(own, **{name: getattr(free, name) for name in SampleConfig.__dataclass_fields__ if GUIDANCE in name})
 
 
 def dit_paper(own: SampleConfig) -> SampleConfig:

@@ -98,6 +98,6 @@ def drawing(settings: Mapping[str, Any]) -> str:
         guidance += f", rescaled {settings['guidance_rescale']:g}" if settings.get("guidance_rescale") else ""
     weights = f"weights {str(settings.get('weights', ''))[:8]}"
     place = f"{settings['checkpoint']} ({weights})" if settings.get("checkpoint") else weights
-    return (
-        f"{settings['sampler']}, {settings['num_inference_steps']} steps, {guidance}, seed {settings['seed']}, {place}"
-    )
+    heard = f"prompts of {settings['captions']}, " if settings.get("captions") else ""
+    steps = f"{settings['num_inference_steps']} steps"
+    return f"{settings['sampler']}, {steps}, {guidance}, {heard}seed {settings['seed']}, {place}"

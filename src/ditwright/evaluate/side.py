@@ -17,12 +17,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ..data.base import spread
 from ..errors import UserError
 from ..metrics.features import Extractor, Features
 from ..metrics.score import Score
 from ..metrics.statistics import Moments, total_over_processes
 from ..train.parallel import World
-from .pictures import Images, spread
+from .pictures import Images
 
 MOMENTS, KEPT, SPLITS = "moments", "kept", "splits"
 Need = tuple[str, str]  # one of those, and of which part of Features: pool, spatial or probabilities
