@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_named(text, error):
 @pytest.mark.parametrize(
     ("data", "error"),
     [
-        ({"optim": {"lrr": 1}}, r"unknown key 'optim.lrr'; known: lr, .*did you mean 'lr'\?"),
+        ({"optim": {"lrr": 1}}, r"unknown key 'optim.lrr'; known: kind, lr, .*did you mean 'lr'\?"),
         ({"optimizer": {}}, r"unknown key 'optimizer'.*did you mean 'optim'\?"),
         ({"optim": 5}, "optim must be a group of keys; got 5"),
         ({"optim": {"schedule": "cosin"}}, r"optim.schedule must be one of constant, cosine.*did you mean 'cosine'\?"),
@@ -264,6 +264,10 @@ def test_a_bad_yaml_file_is_one_line_that_names_it(content, error, tmp_path):
         (SampleConfig, {"guidance_interval": [0.9, 0.1]}),
         (SampleConfig, {"guidance_rescale": 2}),
         (SampleConfig, {"guidance_channels": 0}),
+        (SampleConfig, {"skip_guidance_layers": [-1]}),
+        (SampleConfig, {"skip_layer_guidance_scale": -1}),
+        (SampleConfig, {"skip_layer_guidance_start": 0.3}),
+        (SampleConfig, {"skip_layer_guidance_scale": 3.0}),
         (SampleConfig, {"batch_size": 0}),
         (CodecConfig, {"channels": 0}),
         (Stage, {"depth": 0}),

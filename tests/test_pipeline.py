@@ -12,7 +12,9 @@ import torch
 from ditwright.config import dump_yaml, from_dict, load_yaml, to_dict
 from ditwright.diffusion.sampler import SAMPLERS, last
 from ditwright.errors import UserError
+from ditwright.model.baseline import UNetConfig
 from ditwright.pipeline import Card, Pipeline, find_checkpoint
+from ditwright.pipeline.plan import check_layers
 from ditwright.train.state import checkpoints
 from small_pipelines import PROCESSES, pipeline
 
@@ -21,6 +23,7 @@ SETTINGS = [
     ("flow", {"sampler": "euler"}),
     ("flow", {"sampler": "heun", "guidance_interval": (0.2, 0.8), "guidance_rescale": 0.5}),
     ("flow", {"sampler": "ddim", "guidance_scale": 1.0}),
+    ("flow", {"sampler": "heun", "skip_guidance_layers": (1,), "skip_layer_guidance_stop": 0.6}),
     ("flow", {"sampler": "dpmpp_2m"}),
     ("flow", {"sampler": "sde"}),
     ("ddpm", {"sampler": "ddpm"}),
@@ -138,6 +141,14 @@ def test_guidance_that_makes_no_sense_is_refused(scale):
 def test_more_guided_channels_than_there_are_is_refused():
     with pytest.raises(UserError, match="guidance_channels must be at most 1; got 3"):
         pipeline().draw([0], guidance_channels=3)
+
+
+def test_layers_that_are_not_there_cannot_be_left_out():
+    with pytest.raises(UserError, match="skip_guidance_layers of this network are 0 to 1; got 5"):
+        pipeline().draw([0], skip_guidance_layers=[1, 5])
+    unet = UNetConfig(width=16, levels=(1,), depth=1, attention=0, head_width=16, groups=8, channels=1, out_channels=1)
+    with pytest.raises(UserError, match="skip_guidance_layers are blocks of a transformer"):
+        check_layers(unet, [0])
 
 
 EIGHT = [

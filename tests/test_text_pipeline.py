@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -247,7 +248,18 @@ def test_the_command_line_takes_prompts(run, capsys, tmp_path):
     for bad, said in (
         ((), "give --prompt TEXT"),
         (("--class-labels", "1"), "this network hears text: give --prompt"),
-        (("--num-fid-samples", "4"), "--num-fid-samples draws classes"),
+        (("--num-fid-samples", "4"), "captions are missing, for this network hears text"),
     ):
         assert main(["sample", str(run), *bad, "--output", str(tmp_path / "no")]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_its_tokenizer_says_so_when_it_is_asked(run, tmp_path):
+    shutil.copytree(checkpoints(run)[-1], tmp_path / "copy")
+    (tmp_path / "copy" / "text" / "tokenizer.json").unlink()
+    (tmp_path / "copy" / "text" / "other").touch()
+    with pytest.raises(UserError, match=r"there is no tokenizer '.*/text/tokenizer.json'; learn one") as refused:
+        Pipeline.from_pretrained(tmp_path / "copy")("a red square")
+    assert "\n" not in str(refused.value)
+    again = Pipeline.from_pretrained(tmp_path / "copy", encoder=str(checkpoints(run)[-1] / "text"))
+    assert np.array_equal(again.draw(["nothing"]), Pipeline.from_pretrained(run).draw(["nothing"]))

@@ -72,6 +72,47 @@ def grid(images: Sequence[np.ndarray], columns: int | None = None, **style: Any)
     return sheet([images[i : i + columns] for i in range(0, len(images), columns)], **style)
 
 
+def captioned(
+    images: Sequence[np.ndarray],
+    captions: Sequence[str],
+    *,
+    columns: int,
+    title: str = "",
+    cell: int = 128,
+    gap: int = 8,
+) -> Image.Image:
+    """Images in reading order, each with its caption below it in as many lines as it takes."""
+    font = ImageFont.load_default(size=max(11, cell // 11))
+    tiles = [enlarged(image, cell) for image in images]
+    width, height = tiles[0].size
+    said = [wrapped(caption, font, width) for caption in captions]
+    line = int(font.size * 1.25)
+    rows = range(0, len(tiles), columns)
+    deep = [height + gap + line * max(len(lines) for lines in said[start : start + columns]) + gap for start in rows]
+    top = gap + 2 * line * bool(title)
+    paper = Image.new("RGB", (gap + min(columns, len(tiles)) * (width + gap), top + sum(deep)), PAPER)
+    draw = ImageDraw.Draw(paper)
+    draw.text((gap, gap), title, INK, font)
+    for number, (tile, lines) in enumerate(zip(tiles, said, strict=True)):
+        row, column = divmod(number, columns)
+        x, y = gap + column * (width + gap), top + sum(deep[:row])
+        paper.paste(tile, (x, y))
+        draw.multiline_text((x, y + height + gap // 2), "\n".join(lines), INK, font, spacing=line - font.size)
+    return paper
+
+
+def wrapped(text: str, font: Any, width: int) -> list[str]:
+    """The words of a text in lines of at most so many pixels; a word that is longer has a line of its own."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
 def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = None) -> None:
     """Write a PNG whole or not at all, with its settings as JSON under the text key `parameters`."""
     info = PngInfo()

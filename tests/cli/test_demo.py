@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from ditwright.cli import demo
+from ditwright.cli import demo_digits as demo
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ditwright import convert
 from ditwright.cli.main import main
+from ditwright.config import from_dict
 from ditwright.convert import Portable
 from ditwright.diffusion.config import ProcessConfig, SampleConfig
 from ditwright.diffusion.sampler import SAMPLERS
@@ -57,7 +58,7 @@ def test_the_settings_of_a_picture_are_in_it_and_draw_it_again(command, tiny_run
     image, facts = read(tmp_path / "seed11-00002-class3.png")
     config = SampleConfig("ddim", 5, 1.5, (0.1, 0.9), 0.25, 1, batch_size=2)
     settings = {name: facts[name] for name in SampleConfig.__dataclass_fields__}
-    assert SampleConfig(**settings | {"guidance_interval": tuple(settings["guidance_interval"])}) == config
+    assert from_dict(SampleConfig, settings) == config
     assert (facts["seed"], facts["index"], facts["class_label"], facts["class_name"]) == (11, 2, 3, "3")
     assert facts["size"] == [8, 12]
     pipe = Pipeline.from_pretrained(facts["checkpoint"])
@@ -66,6 +67,21 @@ def test_the_settings_of_a_picture_are_in_it_and_draw_it_again(command, tiny_run
     _, of_the_grid = read(tmp_path / "grid.png")
     assert of_the_grid["class_labels"] == [3, 7, 3]
     assert {name: of_the_grid[name] for name in settings} == settings
+
+
+def test_skipped_layers_and_a_shift_by_size_are_asked_for_by_commas(command, tiny_run, tmp_path):
+    asked = {
+        "plain": "",
+        "skipping": "--skip-guidance-layers 0,1 --skip-layer-guidance-stop 0.9",
+        "shifted": "--dynamic-shift 0.5,1.15,4,64",
+    }
+    for name, more in asked.items():
+        words = f"--class-labels 3 --num-inference-steps 5 {more}"
+        assert command("sample", tiny_run, "--output", tmp_path / name, *words.split()).code == 0
+    drawn = {name: read(tmp_path / name / "seed0-00000-class3.png") for name in asked}
+    assert len({image.tobytes() for image, _ in drawn.values()}) == 3
+    assert (drawn["skipping"][1]["skip_guidance_layers"], drawn["plain"][1]["skip_guidance_layers"]) == ([0, 1], [])
+    assert drawn["shifted"][1]["dynamic_shift"] == [0.5, 1.15, 4, 64]
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
@@ -247,6 +263,8 @@ def test_two_processes_draw_the_set_that_one_draws(command, tiny_run, tmp_path):
         ("--revision v1", "revision is for names on the hub"),
         ("--codec nowhere", "'nowhere'"),
         ("--timestep-spacing leading", "timestep_spacing 'leading' is for the tables of ddpm paths"),
+        ("--dynamic-shift 0.5,1.15", "dynamic_shift must have 4 values; got 2"),
+        ("--dynamic-shift 0.5,1.15,256,4096 --shift 3", "shift 3 and dynamic_shift exclude each other"),
         ("--set-alpha-to-one false", "set_alpha_to_one"),
         ("--set-alpha-to-one perhaps", "set_alpha_to_one must be true or false"),
         ("--fid-batch-size 4", "--fid-batch-size goes with --num-fid-samples"),

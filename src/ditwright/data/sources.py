@@ -29,13 +29,16 @@ SOURCES: dict[str, Callable[..., Dataset]] = {  # by image_size, None for the da
     "digits-held-out": lambda size=None: digits("held out"),
     "photos": lambda size=None: photos(size or 64),
     "photos-held-out": lambda size=None: held_out(size or 64),
-    "scenes": lambda size=None: scenes(size=size or 32),  # captioned; never mirror them
-    "scenes-held-out": lambda size=None: scenes("held out", 2000, size=size or 32),
+    "scenes": lambda size=None: scenes("train", 40_000, objects=(1, 2), size=size or 32),  # captioned; never mirror
+    "scenes-held-out": lambda size=None: scenes("held out", 2000, objects=(1, 2), size=size or 32),
+    "scenes-3": lambda size=None: scenes("train", 40_000, size=size or 32),  # of up to three things
+    "scenes-3-held-out": lambda size=None: scenes("held out", 2000, size=size or 32),
     "emoji": lambda size=None: emoji(size or 32),  # captioned
 }
 KINDS = (
     "a folder (of class folders, of pictures, with metadata.jsonl, of .tar shards, or prepared), "
-    "a pattern of .tar files, flat:FOLDER, hf:NAME_OR_FOLDER[:SPLIT]"
+    "a pattern of .tar files, flat:FOLDER, hf:NAME_OR_FOLDER[:SPLIT]; :text=NAME behind it says which field or column "
+    "holds the captions, :text=none leaves them out"
 )
 
 
@@ -46,14 +49,17 @@ def open_source(name: str) -> Source:
     kind, colon, rest = name.partition(":")
     if colon and kind == "hf":
         return open_hub(rest)
+    name, text = _with_text(name)
     if is_pattern(name) and not Path(name).is_dir():
-        return open_tars(shards_of(name))
-    folder = _folder(rest if colon and kind == "flat" else name)
+        return open_tars(shards_of(name), text)
+    folder = _folder(name.removeprefix("flat:"))
     if is_prepared(folder):
         raise UserError(f"{name!r} is prepared already: train on it, or give the pictures that it was made from")
     if kind == "flat" and colon:
+        if text is not None:
+            raise UserError(f"flat: takes pictures alone, without captions; leave :text={text} out")
         return open_flat(folder)
-    return open_tars(shards) if (shards := _shards_in(folder)) else open_folder(folder)
+    return open_tars(shards, text) if (shards := _shards_in(folder)) else open_folder(folder, text)
 
 
 def open_dataset(name: str, image_size: int | None = None) -> Dataset:
@@ -81,6 +87,18 @@ def is_prepared(folder: Path) -> bool:
         if isinstance(told, dict) and str(told.get("format", "")).startswith("ditwright-latents"):
             return True
     return False
+
+
+def _with_text(name: str) -> tuple[str, str | None]:
+    """A name without the :text=NAME behind it, and that; None where there is none, or where it is part of a path."""
+    place, mark, text = name.rpartition(":text=")
+    if not mark or Path(name).expanduser().exists():
+        return name, None
+    if not text:
+        raise UserError(f"{name!r} names no field or column; captions are told as {place}:text=NAME")
+    if place in SOURCES or is_prepared(Path(place).expanduser()):
+        raise UserError(f"{place!r} has captions of its own, or none; leave :text={text} out")
+    return place, text
 
 
 @dataclass(frozen=True)

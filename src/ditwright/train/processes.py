@@ -1,0 +1,49 @@
+"""Processes of one machine that train together, started from here and not by torchrun.
+
+A small network on a CPU gains more from a process per core than from threads: its tensors are too small to be shared
+out, and with threads every operation waits for the slowest (docs/scenes.md has the measurement).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+MOST = 8
+
+
+def at_most(batch_size: int) -> int:
+    """How many processes this machine's CPU should train batches of a size with; 1 where there is a GPU."""
+    if torch.cuda.is_available():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(count for count in range(1, min(cores, MOST) + 1) if batch_size % count == 0)
+
+
+def together(count: int, work: Callable[..., Any], *args: Any) -> None:
+    """`work(*args)` in `count` processes that find each other by torchrun's variables; in this one where it is one.
+
+    `work` is a function of a module and `args` are plain data. Where one process leaves by SystemExit or fails, the
+    others are stopped, and this one leaves with the same code.
+    """
+    if count == 1:
+        work(*args)
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    try:
+        torch.multiprocessing.spawn(_member, (count, port, work, args), nprocs=count)
+    except torch.multiprocessing.ProcessExitedException as left:
+        raise SystemExit(left.exit_code) from None
+
+
+def _member(rank: int, count: int, port: int, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    work(*args)
