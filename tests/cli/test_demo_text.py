@@ -16,6 +16,7 @@ from ditwright.data.base import Pictures
 from ditwright.data.sources import SOURCES
 from ditwright.recipes.emoji import emoji
 from ditwright.recipes.scenes import network, scenes
+from ditwright.train import precision, processes
 
 
 @pytest.fixture
@@ -29,11 +30,14 @@ def small(monkeypatch):
         sample = replace(config.sample, num_inference_steps=2)
         return replace(config, steps=2, model=model, data=data, sample=sample, compile=False, precision="fp32")
 
+    monkeypatch.setattr(precision, "can_compile", lambda: False)
+    monkeypatch.setattr(processes, "at_most", lambda batch_size: 1)
     drawn = sys.modules["ditwright.data.scenes"].scenes
-    monkeypatch.setitem(SOURCES, "a few", lambda size=None: drawn(count=40))
+    monkeypatch.setitem(SOURCES, "a few", lambda size=None: drawn(count=40, objects=(1, 2)))
     monkeypatch.setattr(sys.modules["ditwright.recipes.scenes"], "scenes", lambda: make(scenes(), "a few"))
     monkeypatch.setattr(sys.modules["ditwright.recipes.emoji"], "emoji", lambda: make(emoji(), "few emoji"))
-    monkeypatch.setattr(demo_scenes, "PROMPTS", 9)
+    monkeypatch.setattr(demo_scenes, "PROMPTS", 16)
+    monkeypatch.setattr(demo_emoji, "COMPOSED", ("face of a face", "number face"))
     images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3)).astype(np.uint8)
     few = Pictures(images, np.zeros(12, np.int64), (), texts=tuple(f"face number {n}" for n in range(12)))
     monkeypatch.setitem(SOURCES, "few emoji", lambda size=None: few)
@@ -44,10 +48,10 @@ def test_scenes_are_checked_by_prompts_that_were_never_trained_on(small, command
     code, out, _ = command("demo", "scenes", "--output", tmp_path / "run")
     assert code == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert [row["objects"] for row in report["samples"]["rows"]] == [1, 2, 3, None]
-    assert report["samples"]["rows"][3]["n"] == 27
-    assert report["samples"]["rows"][3]["sentence"]["value"] < 0.2  # after two steps
-    assert report["real_renders"]["rows"][3]["sentence"]["value"] > 0.9  # so the reader is not to blame
+    assert [row["objects"] for row in report["samples"]["rows"]] == [1, 2, None]
+    assert report["samples"]["rows"][2]["n"] == 32
+    assert report["samples"]["rows"][2]["sentence"]["value"] < 0.2  # after two steps
+    assert report["real_renders"]["rows"][2]["sentence"]["value"] > 0.9  # so the reader is not to blame
     assert str(tmp_path / "run" / "scenes.png") in out
     with Image.open(tmp_path / "run" / "scenes.png") as page:
         assert min(page.size) > 400
@@ -64,7 +68,7 @@ def test_emoji_are_looked_up_among_the_real_ones(small, command, tmp_path):
     assert 0 <= report["nearest_real_emoji_is_the_one_named"] <= 1
     assert str(tmp_path / "run" / "emoji.png") in out
     with Image.open(tmp_path / "run" / "emoji.png") as page:
-        assert min(page.size) > 400
+        assert min(page.size) > 300
 
 
 def test_the_nearest_is_the_one_with_least_squared_difference():
@@ -78,4 +82,5 @@ def test_the_nearest_is_the_one_with_least_squared_difference():
 def test_an_unknown_demo_is_one_line(command):
     code, _, err = command("demo", "scene")
     assert code == 2
-    assert err.strip() == "ditwright: error: unknown demo 'scene'; known: digits, scenes, emoji (did you mean 'scenes'?)"
+    assert "unknown demo 'scene'; known: " in err
+    assert "did you mean 'scenes'" in err

@@ -153,7 +153,7 @@ def test_the_velocity_weight_makes_every_target_s_error_the_velocity_s(path):
 
 
 def test_the_velocity_weight_keeps_times_from_below_a_twentieth():
-    """Li & He 2025, Sec. 4.2: (x0 - x0')^2 / max(t, 0.05)^2."""
+    """Li & He 2025: (x0 - x0')^2 / max(t, 0.05)^2."""
     c = PATHS["linear"](t := torch.tensor([0.001, 0.04, 0.05, 0.3, 1.0], dtype=torch.float64))
     torch.testing.assert_close(VelocityWeight()(c, determinant(c, TARGETS["data"])), t.clamp(min=0.05) ** -2)
 

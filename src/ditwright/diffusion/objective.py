@@ -44,7 +44,7 @@ class MinSNR:
 
 @dataclass(frozen=True)
 class VelocityWeight:
-    """The error of the velocity, whatever the target (Li & He 2025, Sec. 4.2), at most `limit` times the target's own.
+    """The error of the velocity, whatever the target (Li & He 2025), at most `limit` times the target's own.
 
     A network that tells x0 is then held to every time as one that tells the velocity: 1 / t^2 on the linear path.
     """

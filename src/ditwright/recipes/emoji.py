@@ -15,4 +15,10 @@ def emoji() -> TrainConfig:
     Needs Debian's fonts-noto-color-emoji, or the same font elsewhere (DITWRIGHT_EMOJI_FONT).
     """
     config = scenes()
-    return replace(config, data=replace(config.data, source="emoji"))
+    return replace(
+        config,
+        steps=1500,
+        text=replace(config.text, length=24),
+        data=replace(config.data, source="emoji"),
+        log=replace(config.log, preview_every=500),
+    )

@@ -22,8 +22,10 @@ def scenes(route: str = "joint") -> TrainConfig:
 
     Command: `ditwright demo scenes`, or `ditwright train scenes` and
     `ditwright sample runs/scenes --prompt "a large red circle"`.
-    What it owes to what is measured in docs/scenes.md: a network that tells the clean picture, held to the velocity's
-    error; Muon; rotary positions.
+    Cost: 29 min 23 s on two Xeon cores with AMX, a process on each, compiled (measured 2026-11-26, torch 2.13.0).
+    Result (measured): of 200 prompts with combinations never trained on 91.0% are right in every word for one thing,
+    35.5% for two, where the direction of the relation is not learnt. docs/scenes.md has what led here: a network that
+    tells the clean picture, held to the velocity's error; Muon; rotary positions.
     """
     return TrainConfig(
         steps=3900,

@@ -69,7 +69,7 @@ def optimizer_from(
     matrices = [p for name, p in net.named_parameters() if p.requires_grad and p.ndim == 2 and "blocks." in name]
     if not matrices:
         raise UserError("optim.kind muon moves the matrices of blocks, and this network has none; take adamw")
-    # Steps of the size that AdamW's have: one learning rate is for both (Liu et al. 2025, Sec. 2.2).
+    # Steps of the size that AdamW's have: one learning rate is for both (Liu et al. 2025).
     muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
     return Together(muon, adamw(net, config, but=frozenset(map(id, matrices))))
 

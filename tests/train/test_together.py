@@ -1,0 +1,50 @@
+"""Processes that are started from here: they find each other, and leave as one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from ditwright.train.parallel import join
+from ditwright.train.processes import MOST, at_most, together
+
+
+def sums(folder: str) -> None:
+    """Every process writes what all of them together hold."""
+    world = join()
+    (Path(folder) / str(world.rank)).write_text(f"{world.size} {world.sum(world.rank + 1.0)}")
+    world.leave()
+
+
+def leaves(code: int) -> None:
+    sys.exit(code if os.environ.get("RANK", "0") == "0" else 0)
+
+
+def test_two_processes_find_each_other(tmp_path):
+    together(2, sums, str(tmp_path))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "2 3.0", "1": "2 3.0"}
+
+
+def test_one_is_this_one(tmp_path):
+    together(1, sums, str(tmp_path))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["1 1.0"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_it_leaves_with_their_code(count):
+    with pytest.raises(SystemExit) as left:
+        together(count, leaves, 143)
+    assert left.value.code == 143
+
+
+def test_a_batch_is_parted_evenly(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert [at_most(size) for size in (1, 4, 6, 7, 64)] == [1, 4, 6, 1, 4]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert at_most(64) == MOST
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert at_most(64) == 1
