@@ -13,7 +13,7 @@ from .diffusion.config import ObjectiveConfig, ProcessConfig, SampleConfig
 from .errors import UserError
 from .model.baseline import NetConfig
 from .text.config import TextConfig
-from .train.config import LogConfig, OptimConfig
+from .train.config import LogConfig, OptimConfig, ParallelConfig
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,15 @@ class TrainConfig:
     sample: SampleConfig = field(default_factory=SampleConfig)  # previews, and the default of `ditwright sample`
     log: LogConfig = field(default_factory=LogConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"steps must be at least 1; got {self.steps}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must be a whole number from 0 to 2^63 - 1; got {self.seed}")
+        if self.compile and self.parallel.sequence > 1:
+            raise UserError("compile is for blocks that see all tokens: leave it out with parallel.sequence above 1")
         outputs = self.model.channels * (2 if self.process.learned_var else 1)
         if self.model.out_channels != outputs:
             raise UserError(
@@ -168,6 +171,8 @@ class CodecTrainConfig:
             raise UserError("optim.mup_width is for transformers; an autoencoder takes 0")
         if self.optim.kind != "adamw":
             raise UserError(f"optim.kind {self.optim.kind} is for transformers; an autoencoder takes adamw")
+        if self.log.async_save:
+            raise UserError("log.async_save is for transformers; an autoencoder's checkpoints are small: leave it out")
         if self.data.crop % self.model.factor:
             raise UserError(
                 f"data.crop {self.data.crop} is not divisible by {self.model.factor}, the factor of model.widths"

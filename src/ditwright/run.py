@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from .codec.base import Codec, codec_from, completed
 from .codec.config import CodecConfig
 from .conditions import Captions, Classes, Conditions, captions, encoder_for, heard_too
 from .config import from_dict
 from .data.ahead import ahead
-from .data.base import Dataset, Group, batch_items, mirrored, spread
+from .data.base import Dataset, Group, batch_items, mirrored, spread, step_items
 from .data.sources import open_dataset
 from .diffusion.objective import Loss, SecondMoment, objective_from
 from .diffusion.process import Denoiser, process_from
@@ -38,10 +39,10 @@ from .text.sd3 import widths_of
 from .train.cost import training_flops
 from .train.ema import EMA
 from .train.fit import Batch
-from .train.job import Job, Measure, work
+from .train.job import Job, Measure, Publish, work
 from .train.log import Found
 from .train.optim import optimizer_from
-from .train.parallel import World, join
+from .train.parallel import World, arranged, join
 from .train.precision import autocast
 from .train.runners import checkpointed
 from .train.state import checkpoints
@@ -73,6 +74,7 @@ def train(config: TrainConfig, output: Path, world: World | None = None) -> Path
     """
     world = world or join()
     try:
+        world = arranged(world, config.parallel, config.precision)
         new = not checkpoints(output)  # first: what does not fit leaves no trace in the folder
         parts = assemble(config, world, new=new)
         return work(job_of(parts), output)
@@ -130,6 +132,8 @@ def assemble(config: TrainConfig, world: World, *, new: bool = True) -> Parts:
         raise UserError("objective.importance keeps a history of losses and runs in one process")
     if config.checkpoint_activations and isinstance(config.model, UNetConfig):
         raise UserError("checkpoint_activations is for the blocks of a transformer; leave it out for a U-Net")
+    if world.tokens and (isinstance(config.model, UNetConfig) or config.model.heads % world.tokens.size()):
+        raise UserError("parallel.sequence is for transformers, and divides their heads; take another, or 1")
     world.share(range(config.data.batch_size))
     if data.codec is None:
         codec.moments(data.read(data.groups[0].items[:1], np.array([False])))
@@ -140,7 +144,7 @@ def assemble(config: TrainConfig, world: World, *, new: bool = True) -> Parts:
     slower = growth(config.model, config.optim.mup_width) if config.optim.mup_width else {}
     if slower:
         rescale(net, config.optim.mup_width)
-    denoiser = Denoiser(net, process).to(world.device)
+    denoiser = Denoiser(net, process)
     if config.init and new:
         card = Card(config.model, config.process, config.codec, config.sample, text=config.text)
         start_from(config.init, denoiser, card, world.say)
@@ -148,13 +152,14 @@ def assemble(config: TrainConfig, world: World, *, new: bool = True) -> Parts:
     if config.compile:
         for block in denoiser.net.blocks:
             block.compile()
+    world.place(denoiser, ema.module)
     loss = objective_from(config.objective, process)
     optim = optimizer_from(net, config.optim, slower)
     conditions: Conditions = Classes(config.model.num_classes, config.seed)
     if encoder is not None:
         conditions = Captions(encoder.to(world.device), config.seed)
     parts = Parts(config, denoiser, loss, optim, ema, data, codec, world, conditions, encoder)
-    pipe = sampled_by(parts)
+    pipe = pipeline_of(parts, ema.module)  # to look at, not to sample with
     for group in data.groups:
         pipe.plan(config.sample, group.size)
     if config.data.validation:
@@ -174,8 +179,9 @@ def job_of(parts: Parts) -> Job:
     """The run of some parts."""
     config = parts.config
 
-    def publish(folder: Path, also: Callable[[Path], None]) -> None:
-        sampled_by(parts).save_pretrained(folder, with_codec=False, also=also)
+    def publish() -> Publish:
+        pipe = pipeline_of(parts, parts.world.copied(parts.ema.module, later=config.log.async_save))
+        return lambda folder, also: pipe.save_pretrained(folder, with_codec=False, also=also)
 
     return Job(
         config,
@@ -188,9 +194,12 @@ def job_of(parts: Parts) -> Job:
         weights=WEIGHTS,
         preview=lambda output, step: preview(parts, output, step),
         world=parts.world,
-        run=checkpointed if config.checkpoint_activations else run_all,
+        run=parts.world.runner(checkpointed if config.checkpoint_activations else run_all),
         measures=tuple(measures(parts)),
         flops=training_flops(config.model, latent_size(parts), 1, config.text.length if parts.encoder else 0),
+        items=lambda step: step_items(
+            config.seed, parts.data.groups, config.data.batch_size, step=step, accumulate=config.optim.accumulate
+        ).tolist(),
     )
 
 
@@ -242,14 +251,19 @@ def measures(parts: Parts) -> Iterator[Measure]:
     """What is to be known of the average: its loss on held-out data, and how good its samples are."""
     config, gauge = parts.config, parts.gauge
     if parts.held_out is not None:
-        yield Measure(config.log.evaluate_every, lambda: Found(found := validate(parts), found))
+        yield Measure(config.log.evaluate_every, lambda: validate(parts))
     if gauge is not None:
-        yield Measure(config.measure.every, lambda: gauge.measure(sampled_by(parts)), together=True)
+        yield Measure(config.measure.every, lambda: gauge.measure(sampled_by(parts, everywhere=True)))
 
 
-def validate(parts: Parts) -> dict[str, Any]:
-    """The average's loss on held-out data, whole and by bins of times, with the same noise every time."""
-    config, data, world = parts.config, parts.held_out, parts.world
+def validate(parts: Parts) -> Found | None:
+    """The average's loss on held-out data, whole and by bins of times, with the same noise every time.
+
+    All processes ask, and the main one does it.
+    """
+    config, data, world, average = parts.config, parts.held_out, parts.world, parts.world.whole(parts.ema.module)
+    if not world.main:
+        return None
     assert data is not None, "there is held-out data"
     objective = parts.loss.objective if isinstance(parts.loss, SecondMoment) else parts.loss
     items = largest(data).items[: config.data.validation_size]
@@ -259,22 +273,33 @@ def validate(parts: Parts) -> dict[str, Any]:
         batch = batch_of(parts, data, items[start : places.stop], places, flip=0.0, label_drop=0.0)
         draws = Draws(config.seed, places, "validation")
         with autocast(config.precision, world.device)():
-            found.append(binned_loss(objective, parts.ema.module, batch.x0, batch.cond, draws))
+            found.append(binned_loss(objective, average, batch.x0, batch.cond, draws))
     bins = torch.cat(found).mean(0).cpu()
-    return {"val_loss": bins.mean().item(), "val_loss_bins": bins.tolist()}
+    line = {"val_loss": bins.mean().item(), "val_loss_bins": bins.tolist()}
+    return Found(line, line)
 
 
-def sampled_by(parts: Parts) -> Pipeline:
+def sampled_by(parts: Parts, *, everywhere: bool = False) -> Pipeline:
+    """What samples the averaged weights as they are, on the main process or everywhere; all must ask."""
+    return pipeline_of(parts, parts.world.whole(parts.ema.module, everywhere=everywhere))
+
+
+def pipeline_of(parts: Parts, average: nn.Module) -> Pipeline:
     """The averaged weights, and what a checkpoint says of itself."""
     config, size = parts.config, largest(parts.data).size
     names = parts.data.class_names if config.model.num_classes else ()
     card = Card(config.model, config.process, config.codec, config.sample, names, size, config.text)
-    return Pipeline(parts.ema.module, card, parts.codec, parts.encoder)
+    return Pipeline(average, card, parts.codec, parts.encoder)
 
 
 def preview(parts: Parts, output: Path, step: int) -> None:
-    """A grid of samples from the averaged weights, the same noise every time: a row per class, at most ten."""
+    """A grid of samples from the averaged weights, the same noise every time: a row per class, at most ten.
+
+    All processes ask, and the main one draws it.
+    """
     pipe, classes = sampled_by(parts), min(10, parts.config.model.num_classes)
+    if not parts.world.main:
+        return
     columns = 8 if math.prod(pipe.card.image_size) <= 128 * 128 else 4
     asked: list[Any] = [label for label in range(classes) for _ in range(columns)] or [None] * columns**2
     if parts.encoder is not None:

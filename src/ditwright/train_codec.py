@@ -27,7 +27,7 @@ from .codec.folder import WEIGHTS, write
 from .codec.learn import Reconstruct, Reconstruction, Spread, build, psnr, spread
 from .codec.pixels import channels_first, to_float, to_uint8
 from .data.ahead import ahead
-from .data.base import Dataset, Group, batch_items, mirrored
+from .data.base import Dataset, Group, batch_items, mirrored, step_items
 from .data.sources import open_dataset
 from .errors import UserError
 from .experiment import CodecTrainConfig
@@ -142,7 +142,7 @@ def job_of(config: CodecTrainConfig, parts: Parts) -> Job:
     """The run of some parts."""
     loss = Reconstruction(config.model, config.loss.l1, config.loss.mse, config.loss.kl)
 
-    def publish(folder: Path, also: Callable[[Path], None]) -> None:
+    def write(folder: Path, also: Callable[[Path], None]) -> None:
         with whole_folder(folder) as half:
             write_average(config, parts, half)
             also(half)
@@ -154,10 +154,13 @@ def job_of(config: CodecTrainConfig, parts: Parts) -> Job:
         adamw(parts.net, config.optim),
         parts.ema,
         batches=lambda done: ahead(batches(config, parts, done * config.optim.accumulate), config.data.prefetch),
-        publish=publish,
+        publish=lambda: write,
         weights=WEIGHTS,
         preview=lambda output, step: preview(parts, output, step),
         world=parts.world,
+        items=lambda step: step_items(
+            config.seed, parts.groups, config.data.batch_size, step=step, accumulate=config.optim.accumulate
+        ).tolist(),
     )
 
 
@@ -200,7 +203,9 @@ def write_average(config: CodecTrainConfig, parts: Parts, folder: Path) -> Sprea
 
 @torch.no_grad()
 def preview(parts: Parts, output: Path, step: int) -> None:
-    """Held-out pictures above what the averaged weights make of them."""
+    """Held-out pictures above what the averaged weights make of them; all processes ask, and the main one draws."""
+    if not parts.world.main:
+        return
     images = parts.held.read(parts.held.some(SHOWN))
     x = to_float(channels_first(images)).to(parts.world.device)
     mean, _ = parts.ema.module.moments(x)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from started import noted, torchrun
 
 from ditwright.cli.main import main
 from ditwright.errors import UserError
@@ -17,26 +13,13 @@ from ditwright.train.parallel import World, join
 from ditwright.train.state import checkpoints
 
 
-def torchrun(processes, *words):
-    """As a person would start it. The exit code of workers is not judged: what they leave behind is."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [*command, "-m", "ditwright", *map(str, words)], env=environment, capture_output=True, text=True, timeout=300
-    )
-
-
-def losses(run):
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_two_processes_train_as_one_does(tiny_words, tmp_path):
     words = ["train", "digits", *tiny_words, "--optim.accumulate", "2"]
     assert main([*words, "--steps", "6", "--output", str(tmp_path / "one")]) == 0
     for steps in (3, 6):  # stopped half-way and gone on
         done = torchrun(2, *words, "--steps", steps, "--output", tmp_path / "two")
         assert (tmp_path / "two/checkpoints" / f"step-{steps:08d}").is_dir(), done.stderr
-    torch.testing.assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5, atol=0)
+    torch.testing.assert_close(noted(tmp_path / "two"), noted(tmp_path / "one"), rtol=1e-5, atol=0)
     one, two = (read_safetensors(checkpoints(tmp_path / name)[-1] / "model.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
     assert done.stdout.count("checkpoint: ") == 1

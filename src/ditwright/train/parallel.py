@@ -1,21 +1,32 @@
 """Several processes, one run: each takes its part of every batch, and gradients are averaged (torch's own DDP).
 
+What each process holds of the weights is up to its `World`: all of them here, a part of them in `train/sharded.py`.
 Started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK. What a sample draws follows from its place in the
 sequence, so the number of processes changes no sample, no noise and no time: sums are only rounded in another order.
 """
 
 from __future__ import annotations
 
+import copy
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
+from ..model.weights import State, write_safetensors
+from ..nn.branch import Runner
+from ..nn.sequence import InParts
+from .config import ParallelConfig
 from .log import say
+from .state import TENSORS, read_whole
+
+Keep = Callable[[Path], None]  # puts what a run must remember into a checkpoint folder
 
 
 @dataclass(frozen=True)
@@ -26,14 +37,24 @@ class World:
     rank: int = 0
     size: int = 1
     local: int = 0  # rank among the processes of its machine
+    tokens: dist.ProcessGroup | None = None  # those that have the same samples, a part of the tokens each
 
     @property
     def main(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
 
+    @property
+    def parts(self) -> int:
+        """Of a batch."""
+        return self.size // (self.tokens.size() if self.tokens else 1)
+
     def __str__(self) -> str:
         return str(self.device) if self.size == 1 else f"{self.size} x {self.device.type}"
+
+    def runner(self, run: Runner) -> Runner:
+        """How blocks run, on this process's part of the tokens where it has but a part."""
+        return InParts(self.tokens, run) if self.tokens else run
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """The network, its gradients averaged over the processes."""
@@ -41,12 +62,44 @@ class World:
             return net
         return DistributedDataParallel(net, device_ids=[self.device] if self.device.type == "cuda" else None)
 
+    def place(self, net: nn.Module, average: nn.Module) -> None:
+        """Bring a network and its average to where they are trained: changed in place, before an optimizer is made."""
+        net.to(self.device)
+        average.to(self.device)
+
+    def norm(self, grads: list[Tensor]) -> Tensor:
+        """Of all gradients together: ()."""
+        return nn.utils.get_total_norm(grads)
+
+    def whole(self, average: nn.Module, *, everywhere: bool = False) -> nn.Module:
+        """The average with all its weights, to sample from now; on the main process, or everywhere. All must ask."""
+        return average
+
+    def copied(self, average: nn.Module, *, later: bool) -> nn.Module:
+        """The average with all its weights, to be written now, or `later`, when it has moved on. All must ask."""
+        return copy.deepcopy(average).cpu() if later and self.main else average
+
+    def keep(self, state: State, beside: Path, *, later: bool) -> Keep:
+        """What writes a run's tensors of now into a checkpoint folder, maybe `later`. All must ask, and call it.
+
+        Until then `beside`, a path that does not exist, may be used.
+        """
+        if not self.main:
+            return lambda folder: None
+        kept = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()} if later else state
+        return lambda folder: write_safetensors(folder / TENSORS, kept)
+
+    def read(self, path: Path, net: nn.Module) -> State:
+        """Tensors of a checkpoint's file, or of the shards in its place, as they go into `net`. All must ask."""
+        return read_whole(path)
+
     def share(self, places: range) -> range:
         """This process's part of a batch's places. UserError where the batch cannot be parted evenly."""
-        if len(places) % self.size:
-            raise UserError(f"data.batch_size {len(places)} is not divisible by {self.size} processes")
-        part = len(places) // self.size
-        return places[self.rank * part : (self.rank + 1) * part]
+        if len(places) % self.parts:
+            what = "processes" if self.parts == self.size else "parts (parallel.data times parallel.shard)"
+            raise UserError(f"data.batch_size {len(places)} is not divisible by {self.parts} {what}")
+        part, mine = len(places) // self.parts, self.rank * self.parts // self.size
+        return places[mine * part : (mine + 1) * part]
 
     def mean(self, value: float) -> float:
         """The mean of every process's number."""
@@ -78,7 +131,7 @@ class World:
 
     def leave(self) -> None:
         """Part from the others."""
-        if self.size > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -92,8 +145,30 @@ def join() -> World:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return World(device, rank, size, local)
+
+
+def arranged(world: World, config: ParallelConfig, precision: str = "fp32") -> World:
+    """The processes as a configuration parts their work. UserError where their number is another.
+
+    `precision`: of matrix products, fp32, bf16, or auto, which is bf16 where a GPU has it.
+    """
+    each = config.shard * config.sequence
+    data = config.data or max(1, world.size // each)
+    if data * each != world.size:
+        numbers = f"data {config.data or '(any)'}, shard {config.shard}, sequence {config.sequence}"
+        raise UserError(
+            f"parallel ({numbers}) is for {data * each} process(es) and {world.size} were started: "
+            f"change --parallel.*, or start {data * each} with torchrun"
+        )
+    if config.sequence > 1:
+        world = replace(world, tokens=dist.new_subgroups(config.sequence)[0])
+    if config.shard == 1 and not config.offload:
+        return world
+    from .sharded import sharded  # torch takes its time to import this
+
+    return sharded(world, config, precision)
 
 
 VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
