@@ -7,9 +7,11 @@ import shutil
 
 import pytest
 
+from ditwright.cli.info import WAYS
 from ditwright.config import dump_yaml, read_yaml
 from ditwright.experiment import CodecTrainConfig, CropsConfig, TrainConfig
 from ditwright.model.presets import PRESETS
+from ditwright.train.config import ParallelConfig
 from ditwright.train.cost import training_flops
 from ditwright.train.state import checkpoints
 
@@ -155,7 +157,16 @@ def test_a_computed_bill_is_operations_by_speed_by_power(command):
         ("--train-steps 5 --watts 3", "--watts would change nothing without --tflops"),
         ("--train-steps 5 --tflops 3 --pue 1", "--pue would change nothing without --watts"),
         ("--train-steps 5 --tflops 3 --grams-per-kwh 1", "--grams-per-kwh would change nothing without --watts"),
-        ("--train-steps 0", "--train-steps, --batch-size and --devices are at least 1"),
+        (
+            "--train-steps 5 --parallel.data 2 --devices 2",
+            "--devices are copies of the weights, as --parallel.data is; give one of them",
+        ),
+        ("--parallel.data 0", "--batch-size a multiple of the parts of a batch"),
+        ("--parallel.data 3", "--batch-size a multiple of the parts of a batch"),
+        ("--parallel.shard 2 --batch-size 3", "got 3 and 2"),
+        ("--parallel.sequence 4", "shares 6 heads, which 4 does not divide"),
+        ("--parallel.shard 2 --tflops 3", "--tflops would change nothing without --train-steps"),
+        ("--train-steps 0", "--train-steps is at least 1"),
         ("--train-steps 5 --tflops 0", "--tflops must be a number above 0; got 0"),
         ("--watts nan", "--watts must be a number above 0; got nan"),
         ("--grams-per-kwh -1", "--grams-per-kwh must be a number above 0; got -1"),
@@ -164,6 +175,41 @@ def test_a_computed_bill_is_operations_by_speed_by_power(command):
 )
 def test_an_option_that_changes_nothing_is_refused(words, said, refused):
     assert said in refused("info", "DiT-S/2", *words.split())
+
+
+SPREAD = "--parallel.data 8 --parallel.shard 4 --parallel.sequence 2"
+
+
+def test_memory_of_a_spread_run_is_told_by_part(command):
+    """A sharded copy: a quarter of all that is like the weights on each; half of the tokens of 8 samples."""
+    alone = facts(command, "DiT-XL/2", "--parallel.data", "1", "--batch-size", "8")["memory"]
+    spread = facts(command, "DiT-XL/2", *SPREAD.split())["memory"]
+    assert (alone["devices"], spread["devices"], spread["batch_size"]) == (1, 64, 256)
+    assert spread["parallel"] == {"data": 8, "shard": 4, "sequence": 2}
+    for part in ("weights", "gradients", "optimizer", "average"):
+        assert 4 * spread["bytes_by_part"][part] == pytest.approx(alone["bytes_by_part"][part], rel=1e-6)
+    assert 2 * spread["bytes_by_part"]["activations"] == alone["bytes_by_part"]["activations"]
+    assert spread["bytes_per_device"] == sum(spread["bytes_by_part"].values()) < alone["bytes_per_device"]
+    code, out, _ = command("info", "DiT-XL/2", *SPREAD.split())
+    assert code == 0
+    assert f"{spread['bytes_per_device'] / 1e9:.1f} GB on each of 64 device(s) training batches of 256" in out
+    assert all(f"{part} " in out for part in spread["bytes_by_part"])
+
+
+def test_a_bill_is_for_as_many_devices_as_the_run_is_spread_over(command):
+    words = ["DiT-S/2", "--train-steps", "10", "--tflops", "100"]
+    spread, plain = (facts(command, *words, *more.split()) for more in (SPREAD, "--devices 64"))
+    assert spread["training"]["hours"] == pytest.approx(plain["training"]["hours"])
+    assert spread["training"]["bytes_by_part"] == spread["memory"]["bytes_by_part"]
+    assert plain["memory"]["parallel"] == {"data": 64, "shard": 1, "sequence": 1}
+
+
+def test_a_run_is_spread_in_the_words_of_training():
+    assert WAYS.keys() <= ParallelConfig.__dataclass_fields__.keys()
+
+
+def test_a_u_net_has_no_tokens_to_share(refused):
+    assert "for transformers" in refused("info", "ADM-256", "--parallel.sequence", "2")
 
 
 @pytest.fixture
@@ -230,6 +276,7 @@ def test_what_was_measured_stays(spent, command):
         ([METER], "--image-size 8", "--image-size is for a preset"),
         ([METER], "--text-tokens 8", "--text-tokens is for a preset"),
         ([METER], "--conditioning adaln", "--conditioning is for a preset"),
+        ([METER], "--parallel.shard 2", "--parallel.shard is for a preset"),
     ],
 )
 def test_an_option_that_changes_nothing_of_a_run_is_refused(spans, words, said, spent, refused):

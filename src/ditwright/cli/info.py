@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, lookup
-from ..model.baseline import NetConfig
+from ..model.baseline import NetConfig, UNetConfig
 from ..model.config import CONDITIONINGS, DiTConfig, conditioned
 from ..model.presets import BASELINES, PRESETS
 from .main import Parser
@@ -25,8 +25,12 @@ TEXT = {  # start of a preset's name -> tokens of text that it is for; 77 for th
     "PixArt-sigma": 300,
     "SD3": 333,
 }
+WAYS = {  # what a run is spread over, in the words of `ditwright train`
+    "data": "copies of the weights",
+    "shard": "devices that hold a part of each copy (FSDP2)",
+    "sequence": "devices that share the tokens of a sample",
+}
 NEEDS = {  # an option, and the one without which it would change nothing
-    "batch_size": "train_steps",
     "devices": "train_steps",
     "tflops": "train_steps",
     "watts": "tflops",
@@ -67,6 +71,8 @@ def parser() -> Parser:
     parser.add_argument("--train-steps", type=int, metavar="N", help="work out what training costs")
     parser.add_argument("--batch-size", type=int, metavar="N", help="over all devices (default: 256)")
     parser.add_argument("--devices", type=int, metavar="N", help="(default: 1)")
+    for name, what in WAYS.items():
+        parser.add_argument(f"--parallel.{name}", type=int, metavar="N", help=f"memory of each device, with N {what}")
     parser.add_argument(
         "--tflops", type=float, metavar="T", help="sustained by a device, in 10^12 operations a second: gives the time"
     )
@@ -93,15 +99,20 @@ def preset_facts(args: Namespace) -> dict[str, Any]:
         if getattr(args, option) is not None and getattr(args, other) is None:
             option, other = (f"--{name.replace('_', '-')}" for name in (option, other))
             raise UserError(f"{option} would change nothing without {other}")
+    ways = {name: vars(args)[f"parallel.{name}"] for name in WAYS}
+    ways = {name: count for name, count in ways.items() if count is not None}
+    if args.batch_size is not None and args.train_steps is None and not ways:
+        raise UserError("--batch-size would change nothing without --train-steps or --parallel")
     if args.num_classes is not None:
         config = replace(config, num_classes=args.num_classes)
     size, latent = sizes(args.preset, args.image_size or [256])
     facts = {"name": args.preset, "conditioning": conditioning, "image_size": size}
     facts |= {"text_tokens": text, **describe(config, latent, text)}
+    batch_size = 256 if args.batch_size is None else args.batch_size
+    if ways or args.train_steps is not None:
+        facts["memory"] = memory_facts(config, facts, batch_size, devices=args.devices, ways=ways)
     if args.train_steps is not None:
-        devices = 1 if args.devices is None else args.devices
-        batch_size = 256 if args.batch_size is None else args.batch_size
-        facts["training"] = training(config, facts, args.train_steps, batch_size, devices, args.tflops)
+        facts["training"] = training(config, facts, args.train_steps, args.tflops)
         if args.watts is not None:
             facts["training"]["energy"] = energy(facts["training"], args.watts, args.pue, args.grams_per_kwh)
     return facts
@@ -146,28 +157,50 @@ def describe(config: NetConfig, latent: list[int], text: int) -> dict[str, Any]:
     }
 
 
-def training(
-    config: NetConfig, facts: dict[str, Any], steps: int, batch_size: int, devices: int, tflops: float | None
+def memory_facts(
+    config: NetConfig, facts: dict[str, Any], batch_size: int, *, devices: int | None, ways: dict[str, int]
 ) -> dict[str, Any]:
-    """Operations, memory of each device and hours of a training run: computed, not measured."""
-    from ..train.cost import memory, training_flops
+    """Memory of each device in training, by part: computed, not measured. `devices` hold all weights each."""
+    from ..train.cost import memory
 
-    if min(steps, batch_size, devices) < 1 or batch_size % devices or (tflops or 1) <= 0:
+    if devices is not None and ways:
+        raise UserError("--devices are copies of the weights, as --parallel.data is; give one of them")
+    spread = {"data": 1 if devices is None else devices, "shard": 1, "sequence": 1} | ways
+    if spread["sequence"] > 1 and isinstance(config, UNetConfig):
+        raise UserError("--parallel.sequence is for transformers, whose tokens can be shared; a U-Net has none")
+    if spread["sequence"] > 1 and config.heads % spread["sequence"]:
+        raise UserError(f"--parallel.sequence shares {config.heads} heads, which {spread['sequence']} does not divide")
+    parts = spread["data"] * spread["shard"]  # of a batch
+    if min(batch_size, *spread.values()) < 1 or batch_size % parts:
         raise UserError(
-            "--train-steps, --batch-size and --devices are at least 1, --batch-size a multiple of --devices, "
-            f"--tflops above 0; got {steps}, {batch_size}, {devices}, {tflops}"
+            "--batch-size, --devices and --parallel are at least 1, --batch-size a multiple of the parts of a batch, "
+            f"--devices or --parallel.data times --parallel.shard; got {batch_size} and {parts}"
         )
-    latent, text = facts["latent_size"], facts["text_tokens"]
-    flops = training_flops(config, latent, steps * batch_size, text)
-    parts = memory(config, latent, batch_size // devices, facts["trained_parameters"], text)
+    count = facts["trained_parameters"]
+    found = memory(config, facts["latent_size"], batch_size // parts, count, facts["text_tokens"], **spread)
+    return {
+        "batch_size": batch_size,
+        "devices": parts * spread["sequence"],
+        "parallel": spread,
+        "bytes_per_device": sum(found.values()),
+        "bytes_by_part": found,
+    }
+
+
+def training(config: NetConfig, facts: dict[str, Any], steps: int, tflops: float | None) -> dict[str, Any]:
+    """Operations, memory of each device and hours of a training run: computed, not measured."""
+    from ..train.cost import training_flops
+
+    if steps < 1 or (tflops or 1) <= 0:
+        raise UserError(f"--train-steps is at least 1, --tflops above 0; got {steps} and {tflops}")
+    memory = facts["memory"]
+    flops = training_flops(config, facts["latent_size"], steps * memory["batch_size"], facts["text_tokens"])
     return {
         "steps": steps,
-        "batch_size": batch_size,
-        "devices": devices,
+        **{key: memory[key] for key in ("batch_size", "devices")},
         "flops": flops,
-        "bytes_per_device": sum(parts.values()),
-        "bytes_by_part": parts,
-        "hours": flops / (devices * tflops * 1e12) / 3600 if tflops else None,
+        **{key: memory[key] for key in ("bytes_per_device", "bytes_by_part")},
+        "hours": flops / (memory["devices"] * tflops * 1e12) / 3600 if tflops else None,
         "tflops": tflops,
     }
 
@@ -199,11 +232,17 @@ def as_text(facts: dict[str, Any]) -> str:
         "FLOPs (2 per MAC)": f"{facts['flops'] / 1e9:.2f} G",
         "MACs by part": f"{shares} (G)",
     }
-    if training := facts.get("training"):
-        parts = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in training["bytes_by_part"].items())
+    training, memory = facts.get("training"), facts.get("memory")
+    if training:
         run = f"{training['steps']:,} steps of {training['batch_size']} on {training['devices']} device(s)"
         rows["training (computed)"] = f"{run}: {training['flops']:.2e} FLOPs, backward counted as twice forward"
-        rows["memory (computed)"] = f"{training['bytes_per_device'] / 1e9:.1f} GB on each: {parts}"
+    if memory:
+        parts = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in memory["bytes_by_part"].items())
+        each = (
+            "each" if training else f"each of {memory['devices']} device(s) training batches of {memory['batch_size']}"
+        )
+        rows["memory (computed)"] = f"{memory['bytes_per_device'] / 1e9:.1f} GB on {each}: {parts}"
+    if training:
         if training["hours"]:
             rate = f"{training['tflops']:g} TFLOP/s sustained on each"
             rows["time (computed)"] = f"{training['hours']:.1f} h, were {rate}"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 OF_PRESETS = ("conditioning", "image_size", "text_tokens", "num_classes")
 OF_PRESETS += ("train_steps", "batch_size", "devices", "tflops")
+OF_PRESETS += ("parallel.data", "parallel.shard", "parallel.sequence")
 
 
 def run_facts(folder: Path, args: argparse.Namespace) -> dict[str, Any]:

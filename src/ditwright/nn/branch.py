@@ -34,6 +34,7 @@ class Context:
     mask: Tensor | None = None  # (B, sum of L) keys that exist, over all streams
     cross: Tokens | None = None  # what cross-attention reads
     t: Tensor | None = None  # (B,) what the network was told of the time; for runners
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = attend  # how queries read keys; for runners
 
 
 Branch = Callable[[Streams, Context], Sequence[Tensor | None]]  # one delta per stream
@@ -83,7 +84,7 @@ class JointAttention(nn.ModuleDict):
         lanes = lanes_for(self.values(), len(xs))
         reads = [lane.read(x, ctx.vec, rope) for lane, x, rope in zip(lanes, xs, ctx.rope, strict=True)]
         q, k, v = (torch.cat(parts, 2) for parts in zip(*(qkv for qkv, _ in reads), strict=True))
-        outs = attend(q, k, v, ctx.mask).split([x.shape[1] for x in xs], 2)
+        outs = ctx.attend(q, k, v, ctx.mask).split([x.shape[1] for x in xs], 2)
         return [lane.write(o, gate) for lane, o, (_, gate) in zip(lanes, outs, reads, strict=True)]
 
 
@@ -100,7 +101,7 @@ class CrossAttention(nn.Module):
         h, gate = self.mod(xs[0], ctx.vec)
         q = rearrange(self.q(h), "b l (h d) -> b h l d", h=self.heads)
         k, v = rearrange(self.kv(ctx.cross.x), "b m (two h d) -> two b h m d", two=2, h=self.heads)
-        return [gate * self.proj(rearrange(attend(q, k, v, ctx.cross.mask), "b h l d -> b l (h d)"))]
+        return [gate * self.proj(rearrange(ctx.attend(q, k, v, ctx.cross.mask), "b h l d -> b l (h d)"))]
 
 
 class FeedLane(nn.Module):

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import attend
 from .branch import AttentionLane, Context, JointAttention, Streams
 from .norm import RMSNorm
 from .position import Rope
@@ -74,7 +73,7 @@ class Parallel(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if (rope := joined(ctx.rope)) is not None:
             q, k = rope(q), rope(k)
-        o = rearrange(attend(q, k, v, ctx.mask), "b h l d -> b l (h d)")
+        o = rearrange(ctx.attend(q, k, v, ctx.mask), "b h l d -> b l (h d)")
         out = gate * self.lin2(torch.cat((o, F.gelu(hidden, approximate="tanh")), -1))
         return out.split([x.shape[1] for x in xs], 1)
 
