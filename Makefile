@@ -1,10 +1,13 @@
 # make demo    install, train on handwritten digits, sample, say where the pictures are
 # make test    the test suite
 # make check   formatting, lint, types, tests
+# make faults  all ways in which machines fail, at random moments of real runs; SEED=1 for others
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check clean
+SEED ?= 0
+
+.PHONY: setup demo test check faults clean
 .DEFAULT_GOAL := check
 
 setup: .venv/.ready
@@ -26,6 +29,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) test
+
+faults: setup
+	$(BIN)/python -W ignore tests/faults/fault_driver.py --seed $(SEED)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -22,6 +22,7 @@ from ditwright.experiment import TrainConfig
 from ditwright.pipeline import Pipeline
 from ditwright.recipes import RECIPES
 from ditwright.run import assemble, batches, train
+from ditwright.train import job
 from ditwright.train.fit import NonFinite
 from ditwright.train.job import claimed
 from ditwright.train.parallel import World
@@ -154,24 +155,55 @@ def test_the_measured_precision_is_kept_for_the_whole_run(tiny, tmp_path, monkey
     first = load_yaml(tmp_path / "run" / "config.yaml")["precision"]
     assert first in ("fp32", "bf16")
     other = "fp32" if first == "bf16" else "bf16"
-    monkeypatch.setattr("ditwright.train.job.resolve", lambda name, device: name.replace("auto", other))
+    monkeypatch.setattr("ditwright.train.folder.resolve", lambda name, device: name.replace("auto", other))
     train(tiny("--steps 2 --precision auto"), tmp_path / "run")
     assert load_yaml(tmp_path / "run" / "config.yaml")["precision"] == first
 
 
+def before_checksums(folder: Path) -> None:
+    """Make a run one that was written when checkpoints had neither checksums nor the configuration in them."""
+    for checkpoint in checkpoints(folder):
+        (checkpoint / "checksums.json").unlink()
+        facts = json.loads((checkpoint / "train.json").read_text())
+        kept = {name: fact for name, fact in facts.items() if name not in ("sealed", "config")}
+        (checkpoint / "train.json").write_text(json.dumps(kept))
+
+
 def test_runs_without_their_config_are_not_guessed_at(tiny, tiny_run, tmp_path):
     folder = shutil.copytree(tiny_run, tmp_path / "run")
+    before_checksums(folder)
     (folder / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"holds a run without its config.yaml"):
         train(tiny("--steps 6"), folder)
 
 
-@pytest.mark.parametrize("text", ["", "steps: 6\n", "steps: [", "nonsense: 1\n"])
+NO_CONFIGS = ["", "steps: 6\n", "steps: [", "nonsense: 1\n"]
+
+
+@pytest.mark.parametrize("text", NO_CONFIGS)
 def test_a_damaged_config_of_a_run_is_named(text, tiny, tiny_run, tmp_path):
     folder = shutil.copytree(tiny_run, tmp_path / "run")
+    before_checksums(folder)
     (folder / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml"):
         train(tiny("--steps 9"), folder)
+
+
+@pytest.mark.parametrize("text", [*NO_CONFIGS, None, "another seed"])
+def test_a_lost_config_is_written_again_from_the_newest_checkpoint(text, tiny, tiny_run, tmp_path, capsys):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    path = folder / "config.yaml"
+    if text == "another seed":
+        path.write_text(path.read_text().replace("seed: 0", "seed: 4", 1))
+    elif text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    with pytest.raises(UserError, match=r"holds another run: optim.lr is 0.002 there and 0.5 now"):
+        train(tiny("--steps 7 --optim.lr 0.5"), folder)
+    train(tiny("--steps 7"), folder)
+    assert "config.yaml" in capsys.readouterr().err.splitlines()[0]
+    assert from_dict(TrainConfig, load_yaml(path)) == tiny("--steps 7")
 
 
 def test_two_processes_do_not_share_a_folder(tiny, tmp_path):
@@ -228,23 +260,69 @@ def test_a_run_that_leaves_the_numbers_keeps_its_last_good_checkpoint(tiny, cont
     assert contents(tmp_path / "run") == before
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "train.safetensors", "train.json", "card.yaml"])
-@pytest.mark.parametrize("damage", ["missing", "truncated"])
-def test_a_damaged_newest_checkpoint_is_named_and_nothing_is_lost(name, damage, tiny, tiny_run, contents, tmp_path):
-    """The card is not needed to go on."""
+DAMAGES = ["missing", "truncated", "flipped"]
+PARTS = ["model.safetensors", "train.safetensors", "train.json", "card.yaml", "README.md", "checksums.json"]
+
+
+def harm(path: Path, damage: str) -> None:
+    content = bytearray(path.read_bytes())
+    path.unlink()
+    content[len(content) // 3] ^= 16
+    if damage != "missing":
+        path.write_bytes(content[:-7] if damage == "truncated" else content)
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_serves(
+    name, damage, tiny, tiny_run, outcome, tmp_path, capsys
+):
     folder = shutil.copytree(tiny_run, tmp_path / "run")
-    broken = folder / "checkpoints" / "step-00000006" / name
-    if damage == "missing":
-        broken.unlink()
-    else:
-        broken.write_bytes(broken.read_bytes()[:-7])
-    if name == "card.yaml":
+    harm(folder / "checkpoints" / "step-00000006" / name, damage)
+    capsys.readouterr()
+    train(tiny("--steps 6"), folder)
+    first, *_ = said = capsys.readouterr().err.splitlines()
+    assert first.startswith("step-00000006/" if name == "checksums.json" else f"step-00000006/{name} is ")
+    assert first.endswith("set aside as damaged-00000006; the checkpoint before it is step-00000003")
+    assert any(line.startswith("going on at step 3 ") for line in said)
+    assert outcome(folder) == outcome(tiny_run)
+    assert (folder / "checkpoints" / "damaged-00000006").is_dir()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "train.safetensors", "train.json"])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_one_of_before_checksums_is_judged_by_what_its_files_tell(
+    name, damage, tiny, tiny_run, outcome, tmp_path, capsys
+):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    before_checksums(folder)
+    harm(folder / "checkpoints" / "step-00000006" / name, damage)
+    train(tiny("--steps 6"), folder)
+    assert f"step-00000006/{name} is missing or damaged" in capsys.readouterr().err
+    assert outcome(folder) == outcome(tiny_run)
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_touched(tiny, tiny_run, contents, tmp_path):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    harm(folder / "checkpoints" / "step-00000003" / "train.json", "flipped")
+    harm(folder / "checkpoints" / "step-00000006" / "model.safetensors", "missing")
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"no checkpoint .* step-00000006/model.* missing; step-00000003/train.json is"):
         train(tiny("--steps 7"), folder)
-        return
-    before = contents(folder / "checkpoints")
-    with pytest.raises(UserError, match=rf"step-00000006/{name}"):
-        train(tiny("--steps 7"), folder)
-    assert contents(folder / "checkpoints") == before
+    assert contents(folder) == before
+
+
+def test_a_disk_that_lies_keeps_the_older_checkpoints(tiny, tiny_run, tmp_path, monkeypatch):
+    folder, real = shutil.copytree(tiny_run, tmp_path / "run"), job.damage
+
+    def lying(path: Path, **how: bool) -> str:
+        harm(path / "model.safetensors", "flipped")
+        return real(path, **how)
+
+    monkeypatch.setattr(job, "damage", lying)
+    with pytest.raises(OSError, match=r"does not give back what was written \(model.safetensors is damaged"):
+        train(tiny("--steps 9"), folder)
+    assert [path.name for path in checkpoints(folder)][:2] == ["step-00000003", "step-00000006"]
 
 
 def test_tensorboard_gets_what_metrics_get(tiny, tmp_path):

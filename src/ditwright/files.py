@@ -1,12 +1,16 @@
-"""Files and folders that are whole or absent: written beside their place, synced, then renamed."""
+"""Files and folders that are whole or absent: written beside their place, synced, then renamed; and checked later."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+CHECKSUMS = "checksums.json"
 
 
 @contextmanager
@@ -29,7 +33,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     half.mkdir(parents=True)
     try:
         yield half
-        for file in half.rglob("*"):
+        for file in [*half.rglob("*"), half]:
             _sync(file)
         if path.exists():
             os.replace(path, old)
@@ -45,6 +49,51 @@ def _tidy(path: Path, half: Path, old: Path) -> None:
         os.replace(old, path)
     shutil.rmtree(half, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def seal(folder: Path) -> None:
+    """Note the size and the SHA-256 of every file below a folder in its `checksums.json`, for `damage` to compare."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKSUMS)
+    noted = {path.relative_to(folder).as_posix(): _mark(path) for path in files}
+    (folder / CHECKSUMS).write_text(json.dumps(noted, indent=1) + "\n")
+
+
+def damage(folder: Path, *, afresh: bool = False) -> str:
+    """The first file that is not as it was sealed, and how it differs; "" where all are, or where nothing was sealed.
+
+    Files are read in pieces, however large. `afresh`: from the disk, where the system allows, not from its cache.
+    """
+    if not os.path.lexists(folder / CHECKSUMS):
+        return ""
+    try:
+        noted = json.loads((folder / CHECKSUMS).read_bytes(), object_pairs_hook=_once)
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{CHECKSUMS} is damaged: {error}"
+    if not isinstance(noted, dict):
+        return f"{CHECKSUMS} is damaged: it holds no names"
+    for name, mark in noted.items():
+        try:
+            found = _mark(folder / name, afresh)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except (OSError, ValueError) as error:  # ValueError: a name that is none
+            return f"{name!r} cannot be read: {error}"
+        if found != mark:
+            return f"{name} is damaged: its {found['bytes']:,} bytes are not those that were written"
+    return ""
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a name comes twice")
+    return found
+
+
+def _mark(path: Path, afresh: bool = False) -> dict[str, int | str]:
+    with open(path, "rb") as file:
+        if afresh and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell()}
 
 
 def _sync(path: Path) -> None:

@@ -164,18 +164,20 @@ def test_sampling_a_damaged_checkpoint_names_the_file(name, damage, refused, tin
 
 @pytest.mark.parametrize("name", ["train.safetensors", "train.json", "model.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
-def test_going_on_from_a_damaged_checkpoint_names_the_file(
+def test_going_on_where_all_checkpoints_are_damaged_names_the_files(
     name, damage, refused, tiny_run, tiny_words, contents, tmp_path
 ):
     folder = shutil.copytree(tiny_run, tmp_path / "run")
-    broken = checkpoints(folder)[-1] / name
-    content = broken.read_bytes()
-    broken.unlink()
-    if damage == "truncated":
-        broken.write_bytes(content[: len(content) // 2])
+    for checkpoint in checkpoints(folder):
+        broken = checkpoint / name
+        content = broken.read_bytes()
+        broken.unlink()
+        if damage == "truncated":
+            broken.write_bytes(content[: len(content) // 2])
     before = contents(folder)
-    words = ["train", "digits", "--steps", 6, "--output", folder, *tiny_words]
-    assert f"step-00000006/{name}" in refused(*words)
+    line = refused("train", "digits", "--steps", 6, "--output", folder, *tiny_words)
+    assert f"step-00000006/{name} is " in line
+    assert f"step-00000003/{name} is " in line
     assert contents(folder) == before
 
 

@@ -14,6 +14,7 @@ import torch
 
 from ditwright.cli.main import main
 from ditwright.errors import UserError
+from ditwright.files import seal
 from ditwright.train import job
 from ditwright.train.config import LogConfig
 from ditwright.train.energy import (
@@ -240,6 +241,7 @@ def test_a_run_of_before_goes_on_and_says_what_is_not_known(metered, tiny_words,
     facts = json.loads(path.read_text())
     del facts["energy"]
     path.write_text(json.dumps(facts | {"seconds": 1e6}))
+    seal(path.parent)
     capsys.readouterr()
     assert train(tiny_words, tmp_path, 6) == 0
     (line,) = energy_lines(capsys)

@@ -13,11 +13,12 @@ from ditwright.diffusion.process import Index, Process
 from ditwright.diffusion.target import noise
 from ditwright.diffusion.times import Discrete
 from ditwright.errors import UserError
-from ditwright.train.config import OptimConfig
+from ditwright.train.config import LogConfig, OptimConfig
 from ditwright.train.ema import EMA
+from ditwright.train.keep import forget_others
 from ditwright.train.log import keep_until
 from ditwright.train.optim import adamw
-from ditwright.train.state import checkpoint_path, checkpoints, forget_all_but, load_state, save_state
+from ditwright.train.state import checkpoint_path, checkpoints, load_state, save_state
 
 
 def parts(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer, EMA, SecondMoment]:
@@ -106,7 +107,7 @@ def test_checkpoints_are_the_whole_ones_oldest_first(tmp_path):
         "step-00000100",
         "step-20000000",
     ]
-    forget_all_but(tmp_path, 1)
+    forget_others(tmp_path, LogConfig(keep=1))
     assert [path.name for path in checkpoints(tmp_path)] == ["step-20000000"]
 
 
@@ -116,6 +117,7 @@ def test_checkpoints_are_the_whole_ones_oldest_first(tmp_path):
         ('{"step": 1}\n{"step": 2}\n{"step": 3}\n', '{"step": 1}\n{"step": 2}\n'),
         ('{"step": 1}\n{"step": 2, "lo', '{"step": 1}\n'),
         ('{"step": 1}\n\x00\x00\x00', '{"step": 1}\n'),
+        ('{"step": 1}\n{"qtep": 2}\n{"step": 2}\n[]\n{"step": "2"}\n', '{"step": 1}\n{"step": 2}\n'),
         ('{"step": 3}\n', ""),
         ("", ""),
     ],

@@ -98,6 +98,16 @@ class Shards:
         of_size = np.array([tar.size == size for tar in self.tars])
         return Group(size, np.flatnonzero(of_size[self._tar]))
 
+    def _opened(self, number: int) -> Opened:
+        try:
+            return self._open(number)
+        except OSError as error:
+            path = self.folder / self.tars[number].name
+            raise UserError(
+                f"the shard {str(path)!r} cannot be opened ({error.strerror}): bring it back, then run the same "
+                "command again; a run goes on from what it saved"
+            ) from error
+
     def __reduce__(self) -> tuple[type[Shards], tuple[Path]]:
         return Shards, (self.folder,)  # a worker process opens its own files
 
@@ -128,7 +138,7 @@ class Shards:
         starts = self._offsets[items] + length * flips
         for number, start, view in zip(numbers.tolist(), starts.tolist(), moments, strict=True):
             try:
-                self._open(number).fill(memoryview(view).cast("B"), start)
+                self._opened(number).fill(memoryview(view).cast("B"), start)
             except EOFError as error:
                 raise damaged(self.folder / self.tars[number].name, error) from None
         return moments
@@ -140,7 +150,7 @@ class Shards:
             tar = self.tars[number := int(self._tar[item])]
             end = int(self._offsets[item]) + math.prod(tar.shape) * np.dtype(self.index.settings.dtype).itemsize
             try:
-                facts = json.loads(self._open(number).member(end + -end % BLOCK, tar.bytes))
+                facts = json.loads(self._opened(number).member(end + -end % BLOCK, tar.bytes))
                 if not isinstance(facts, dict):
                     raise ValueError(f"item {item} has no facts")
             except (EOFError, ValueError, RecursionError) as error:

@@ -13,7 +13,7 @@ class OptimConfig:
     """The optimizer, its schedule, and the average of its weights.
 
     `muon` moves the matrices of the blocks along the orthogonal matrix nearest to their momentum, at AdamW's rates, and
-    leaves all else to AdamW (Jordan et al. 2024; Liu et al. 2025, Sec. 2.2).
+    leaves all else to AdamW (Jordan et al. 2024; Liu et al. 2025).
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -26,6 +26,9 @@ class OptimConfig:
     accumulate: int = 1  # batches per step
     ema: float = 0.9999
     mup_width: int = 0  # the width at which lr is meant: rates and first weights follow muP to others; 0: they do not
+    # A step that is not finite stops a run at once, as a small run should; one of weeks on many machines may bear some:
+    skip_nonfinite: int = 0  # in a row that are left out, their samples with them; noted in metrics.jsonl
+    rollbacks: int = 0  # then: times that the run goes on from its newest checkpoint again before it stops
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.clip <= 0:
@@ -36,6 +39,9 @@ class OptimConfig:
             raise UserError(f"optim.mup_width is a width, or 0 for none; got {self.mup_width}")
         if self.mup_width and self.kind == "muon":
             raise UserError("optim.mup_width is for adamw: muon's steps are of one size at every width; take 0")
+        if min(self.skip_nonfinite, self.rollbacks) < 0:
+            got = f"{self.skip_nonfinite} and {self.rollbacks}"
+            raise UserError(f"optim.skip_nonfinite and optim.rollbacks must be 0 or more; got {got}")
         if self.accumulate < 1:
             raise UserError(f"optim.accumulate must be at least 1; got {self.accumulate}")
         if not 0 <= self.ema < 1 or not all(0 <= beta < 1 for beta in self.betas):
@@ -50,7 +56,14 @@ class LogConfig:
     preview_every: int = 500  # steps between sample grids
     checkpoint_every: int = 500
     evaluate_every: int = 500  # steps between measurements on data.validation, where it is given
-    keep: int = 2  # checkpoints
+    keep: int = 2  # checkpoints, the newest
+    keep_best: int = 0  # and those with the best `best_by`, saved whenever it is measured; RUN/best leads to the first
+    best_by: str = "val_loss"  # a number as TensorBoard calls it: val_loss, fid/inception, ...
+    best_is: Literal["lowest", "highest"] = "lowest"
+    stop_within: float = 0.0  # seconds from SIGTERM to the machine's end: a save that would last longer is left out
+    spike: float = 6.0  # robust z of a step's loss above those before it at which it is noted with its samples
+    stall_after: float = 600.0  # seconds without the end of a step, after which a process says where it is stuck
+    async_save: bool = False  # checkpoints are written while training goes on, of a copy in the host's memory
     tensorboard: bool = False
     watts: float = 0.0  # taken by all devices together, as you state it; 0: measured where the machine tells
     pue: float = 1.0  # what the building takes for every kWh of its computers
@@ -58,6 +71,27 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         least = {"every": 1, "keep": 1, "preview_every": 0, "checkpoint_every": 0, "evaluate_every": 0}
+        least |= {"keep_best": 0, "stop_within": 0, "spike": 0, "stall_after": 0}
         for name, low in {**least, "watts": 0, "pue": 1, "grams_per_kwh": 0}.items():
             if getattr(self, name) < low:
                 raise UserError(f"log.{name} must be at least {low}; got {getattr(self, name):g}")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the processes of a run part its work: `data` times `shard` times `sequence` is their number.
+
+    A run may go on with other numbers: the sequence of its samples does not depend on them.
+    """
+
+    data: int = 0  # copies of the weights; 0: as many as there are processes for
+    shard: int = 1  # processes that hold a part of each copy (FSDP2); 1: every process holds all of it (DDP)
+    sequence: int = 1  # processes that have a part of every sample's tokens each, and of the heads in attention
+    offload: bool = False  # what a process holds waits in the memory of the host until a block is at work
+
+    def __post_init__(self) -> None:
+        if self.data < 0 or min(self.shard, self.sequence) < 1:
+            raise UserError(
+                "parallel.shard and parallel.sequence are at least 1, parallel.data too, or 0 for what fits; got "
+                f"{self.shard}, {self.sequence} and {self.data}"
+            )

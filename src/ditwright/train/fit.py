@@ -20,6 +20,7 @@ from ..diffusion.process import Cond
 from ..nn.branch import Runner, run_all
 from ..rng import Draws
 from .ema import EMA
+from .nonfinite import NonFinite, cause_of_gradient, cause_of_loss
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,8 @@ class Tick:
     grad_norm: float  # before clipping
     lr: float
     samples: int
-
-
-class NonFinite(RuntimeError):
-    """Training left the numbers: the step, and where it began. The weights are those of the step before."""
+    skipped: int = 0  # steps in a row, this one the last of them, that moved nothing
+    why: str = ""  # it was skipped: loss and norm are NaN
 
 
 def fit(
@@ -60,69 +59,59 @@ def fit(
     run: Runner = run_all,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     mean: Callable[[float], float] = float,
+    norm: Callable[[list[Tensor]], Tensor] = nn.utils.get_total_norm,
+    skip: int = 0,
+    skipped: int = 0,
 ) -> Iterator[Tick]:
     """Train until `batches` end or the caller stops; yields after every optimizer step.
 
     `schedule(step)` multiplies the learning rate of each group, step 0 first; `done` steps came before (resume).
     Each step takes `accumulate` batches. Gradients are clipped to the norm `clip`. `run` decides how the blocks run
-    (`checkpointed` saves memory); `mean` takes the mean of a number over processes. NonFinite before any harm is done.
+    (`checkpointed` saves memory); `mean` takes the mean of a number over processes, `norm` that of all gradients
+    together. A step whose loss or gradient is not finite changes nothing but the place: at most `skip` in a row, of
+    which `skipped` came before, then NonFinite.
     """
     params = [p for group in optim.param_groups for p in group["params"]]
     base = [group.setdefault("initial_lr", group["lr"]) for group in optim.param_groups]
     ask, plain = partial(denoiser, run=run), getattr(denoiser, "module", denoiser)  # not as DDP wraps it
+    history = loss if skip and isinstance(loss, nn.Module) else None
+    optim.zero_grad()
     for step in count(done):
-        total, samples = 0.0, 0
+        total, samples, why = 0.0, 0, ""
+        before = {} if history is None else {name: kept.clone() for name, kept in history.state_dict().items()}
         for _ in range(accumulate):
             if (batch := next(batches, None)) is None:
                 return
+            samples += len(batch.x0)
+            if why:
+                continue  # its place in the sequence is used up all the same
             with autocast():
                 value = loss(ask, batch.x0, batch.cond, batch.draws).mean() / accumulate
             shared = mean(value.item())
-            if not math.isfinite(shared):
-                if math.isfinite(value.item()):
-                    raise NonFinite(f"the loss of step {step + 1} is {shared} on another process")
-                if not batch.x0.isfinite().all():
-                    raise NonFinite(f"the data of step {step + 1} is not finite")
-                with autocast():
-                    where = first_nonfinite(plain, lambda b=batch: loss(plain, b.x0, b.cond, b.draws.again()))
-                raise NonFinite(
-                    f"the loss of step {step + 1} is {value.item()}; first module with a non-finite output: {where}"
-                )
-            value.backward()
-            total, samples = total + shared, samples + len(batch.x0)
-        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-        if not norm.isfinite():
-            grads = ((name, p.grad) for name, p in plain.named_parameters() if p.grad is not None)
-            where = next(
-                (repr(name) for name, grad in grads if not grad.isfinite().all()), "none; their norm overflows"
-            )
-            raise NonFinite(f"the gradient of step {step + 1} is {norm}; first non-finite gradient: {where}")
-        nn.utils.clip_grads_with_norm_(params, clip, norm)
-        for group, lr in zip(optim.param_groups, base, strict=True):
-            group["lr"] = lr * schedule(step)
-        optim.step()
+            if math.isfinite(shared):
+                value.backward()
+                total += shared
+                continue
+            with autocast():
+                again = partial(loss, plain, batch.x0, batch.cond, batch.draws.again())
+                why = cause_of_loss(step + 1, shared, value.item(), plain, batch.x0, again)
+        if not why:
+            length = norm([p.grad for p in params if p.grad is not None])
+            if not math.isfinite(mean(length.item())):  # all processes skip, or none
+                why = cause_of_gradient(step + 1, length.item(), plain)
+        skipped = skipped + 1 if why else 0
+        if skipped > skip:
+            raise NonFinite(why)
+        if why:
+            if history is not None:
+                history.load_state_dict(before)
+        else:
+            nn.utils.clip_grads_with_norm_(params, clip, length)
+            for group, lr in zip(optim.param_groups, base, strict=True):
+                group["lr"] = lr * schedule(step)
+            optim.step()
+            if ema is not None:
+                ema.update()
         optim.zero_grad()
-        if ema is not None:
-            ema.update()
-        yield Tick(step + 1, total, norm.item(), optim.param_groups[0]["lr"], samples)
-
-
-@torch.no_grad()
-def first_nonfinite(net: nn.Module, again: Callable[[], object]) -> str:
-    """The name of the first module, in order of execution, whose output is not finite when the step is done again."""
-    found: list[str] = []
-
-    def watch(name: str) -> Callable:
-        def hook(module: nn.Module, args: object, out: object) -> None:
-            if not found and isinstance(out, Tensor) and not out.isfinite().all():
-                found.append(name)
-
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in net.named_modules()]
-    try:
-        again()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return repr(found[0]) if found else "none; the loss itself overflows"
+        rate = optim.param_groups[0]["lr"]
+        yield Tick(step + 1, *((math.nan, math.nan) if why else (total, length.item())), rate, samples, skipped, why)

@@ -2,43 +2,46 @@
 
 RUN/config.yaml               the resolved configuration
 RUN/metrics.jsonl             one line per logged step
-RUN/checkpoints/step-*/       what `publish` writes (the average: what is used later); train.* (to go on)
+RUN/checkpoints/step-*/       what `publish` writes (the average: what is used later); train.* (to go on); checksums
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
+import errno
+import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from ..config import differences, dump_yaml, from_dict, read_yaml, to_dict
+from ..config import from_dict, to_dict
 from ..diffusion.objective import Loss
 from ..errors import UserError
-from ..files import whole_file
-from ..model.weights import read_safetensors
+from ..files import damage, seal
 from ..nn.branch import Runner, run_all
 from .config import LogConfig, OptimConfig
 from .ema import EMA
 from .energy import Estimate, Meter, Span, added, machine_meter, spans_of
-from .fit import Batch, Tick, fit
+from .fit import Batch, NonFinite, Tick, fit
+from .folder import claimed, settle
+from .keep import SEALED, forget_others, is_among_best, newest_whole
 from .log import Found, Log
 from .optim import schedule_from
 from .parallel import World
-from .precision import autocast, peak_flops, resolve
-from .state import checkpoint_path, checkpoints, forget_all_but, load_state, save_state
+from .precision import autocast, peak_flops
+from .saves import Saves
+from .state import SHARDS, checkpoint_path, load_state, read_facts, training_state, write_facts
+from .stop import stop_asked
+from .watch import Watchdog
 
-# What a run may be continued with; a codec that was moved has the same fingerprint.
-MAY_CHANGE = ("steps", "log.", "sample.", "measure.", "data.prefetch", "codec.source", "codec.revision")
+SLACK = 1.5  # a save may last so many times as long as the one before
 
 
 class Config(Protocol):
@@ -56,8 +59,10 @@ class Measure:
     """Something to be known of the average every so many steps (0: not on the way), and after the last."""
 
     every: int
-    find: Callable[[], Found | None]  # None on other processes than the main one
-    together: bool = False  # all processes call it, and share its work; otherwise the main one alone
+    find: Callable[[], Found | None]  # called by all processes; None on other ones than the main one
+
+
+Publish = Callable[[Path, Callable[[Path], None]], None]  # the average into a folder; then the second may add to it
 
 
 @dataclass
@@ -70,13 +75,25 @@ class Job:
     optim: torch.optim.Optimizer
     ema: EMA
     batches: Callable[[int], Iterator[Batch]]  # from a step that is done
-    publish: Callable[[Path, Callable[[Path], None]], None]  # the average into a folder; then the second may add to it
+    publish: Callable[[], Publish]  # the average of now, to be written by the main process; called by all
     weights: str  # the file that `publish` writes the average to
-    preview: Callable[[Path, int], None]  # pictures of a step into the run folder
+    preview: Callable[[Path, int], None]  # pictures of a step into the run folder; called by all processes
     world: World
     run: Runner = run_all
     measures: Sequence[Measure] = ()
     flops: float = 0  # of a training sample
+    items: Callable[[int], Sequence[int]] | None = None  # of the data, in the batches of a step, over all processes
+    saves: Saves = field(default_factory=Saves)
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a run is, and what that took."""
+
+    step: int = 0  # steps that are done
+    seconds: float = 0.0
+    energy: tuple[Span, ...] = ()
+    skipped: int = 0  # steps in a row, the last of them, that moved nothing
 
 
 def work(job: Job, output: Path) -> Path:
@@ -85,52 +102,120 @@ def work(job: Job, output: Path) -> Path:
     SIGTERM and Ctrl-C save, say so, and leave by SystemExit.
     """
     world = job.world
+    if job.config.log.keep_best and not job.measures:
+        most = job.config.log.keep_best
+        raise UserError(f"log.keep_best is {most}, but nothing is measured: give data.validation or measure.every")
     with claimed(output, world):
-        config = job.config = settle(job.config, output, world)
-        done, seconds, before = resume(job, output)
-        start = time.perf_counter() - seconds  # as if the run had never stopped
+        newest = newest_of(job, output)
+        config = job.config = settle(job.config, output, world, newest)
+        place = resume(job, newest)
+        start, done = time.perf_counter() - place.seconds, place.step  # as if the run had never stopped
         if done >= config.steps:
             world.say(f"{output} is at step {done} of {config.steps}: nothing to do (ask for more with --steps)")
             return checkpoint_path(output, done)
         world.say(f"{f'going on at step {done}' if done else 'training'} on {world} in {config.precision}: {output}")
-        meter = meter_of(world)
+        meter, now, takes = meter_of(world), place.seconds, 0.0  # seconds; of the save before
         log: Log | nullcontext = nullcontext()
         if world.main:
             peak = world.size * peak_flops(config.precision, world.device) if job.flops else 0
-            log = Log(output, config.log, done, config.steps, flops=job.flops, peak=peak)
-        with log, meter, stop_asked() as asked:
-            for tick in ticks(job, done):
+            log = Log(
+                output,
+                config.log,
+                done,
+                config.steps,
+                flops=job.flops,
+                peak=peak,
+                items=job.items,
+                before=read_facts(newest) if newest else None,
+            )
+        watch = Watchdog(config.log.stall_after, output, rank=world.rank, size=world.size, done=done)
+        with log, meter, watch, stop_asked() as asked, job.saves:
+            for tick in steps(job, output, place, log):
+                watch.beat(tick.step)
                 last = tick.step == config.steps
                 if isinstance(log, Log):
-                    log.write(replace(tick, samples=tick.samples * world.size))
+                    log.write(replace(tick, samples=tick.samples * world.parts))
+                scores: dict[str, float] = {}
                 for found in measured(job, tick.step):
+                    scores |= {name: value for name, value in found.curves.items() if isinstance(value, (int, float))}
                     if isinstance(log, Log):
                         log.measured(tick.step, found)
-                if world.main and (_due(tick.step, config.log.preview_every) or (last and config.log.preview_every)):
+                if _due(tick.step, config.log.preview_every) or (last and config.log.preview_every):
                     job.preview(output, tick.step)  # before the checkpoint: a kill between them repeats it
+                due = _due(tick.step, config.log.checkpoint_every) | good(job, output, tick.step, scores)
                 leaves = world.any(last or bool(asked))
-                if leaves or _due(tick.step, config.log.checkpoint_every):
-                    now = time.perf_counter() - start
-                    spans = added([*before, *spans_of(meter, config.log.watts, now - seconds, world.sum)])
-                    if world.main:
-                        save(job, output, {"step": tick.step, "seconds": now, "energy": to_dict(spans)})
+                if leaves or due:
+                    now = max(now, time.perf_counter() - start)
+                    spans = added([*place.energy, *spans_of(meter, config.log.watts, now - place.seconds, world.sum)])
+                    if leaves and world.any(asked.too_late(config.log.stop_within, SLACK * takes)):
+                        break
+                    facts = {"step": tick.step, "seconds": now, "energy": to_dict(spans), "skipped": tick.skipped}
+                    began = time.monotonic()
+                    facts |= log.memory() if isinstance(log, Log) else {}
+                    save(job, output, {**facts, "scores": scores, "config": to_dict(config)})
+                    took = max(time.monotonic() - began, job.saves.seconds)  # the latter in the background
+                    takes, done = world.sum(took if world.main else 0.0), tick.step
                 if leaves:
                     break
+                watch.beat(tick.step)
         if spans or config.log.pue != 1 or config.log.grams_per_kwh:
             world.say(f"energy: {Estimate(spans, now, config.log.pue, config.log.grams_per_kwh)}")
         if world.any(bool(asked)):
             number = asked[0] if asked else signal.SIGTERM  # another process was asked
-            name = signal.Signals(number).name
-            world.say(f"{name}: saved step {tick.step} of {config.steps}; the same command goes on")
+            saved = f"saved step {done}"
+            if done < tick.step:
+                saved = left_out(tick.step, done, takes, config.log.stop_within)
+            world.say(f"{signal.Signals(number).name}: {saved} of {config.steps}; the same command goes on")
             raise SystemExit(128 + number)
         return checkpoint_path(output, config.steps)
+
+
+def left_out(step: int, saved: int, takes: float, within: float) -> str:
+    """Why a run leaves without a save, and what it leaves with."""
+    there = f"the last one saved is {saved}" if saved else "none is saved yet"
+    return f"no time to save step {step} (the save before took {takes:.1f} s, log.stop_within is {within:g} s): {there}"
+
+
+def steps(job: Job, output: Path, place: Place, log: Log | nullcontext) -> Iterator[Tick]:
+    """The steps of a run after a place; where they leave the numbers for good, again from its newest checkpoint."""
+    config, net, times, at = job.config, job.world.wrap(job.net), 0, -1
+    while True:
+        try:
+            for tick in ticks(job, place.step, net=net, skipped=place.skipped):
+                if tick.why:
+                    row = f"{tick.skipped} in a row of at most {config.optim.skip_nonfinite}"
+                    job.world.say(f"step {tick.step} is skipped ({row}): {tick.why}")
+                yield tick
+            return
+        except NonFinite as error:
+            job.saves.finish()
+            newest = newest_of(job, output) if config.optim.rollbacks else None
+            step = place.step if newest is None else read_facts(newest)["step"]
+            times, at = times + 1 if step == at else 1, step  # a new checkpoint is worth as many again
+            if newest is None or times > config.optim.rollbacks:
+                raise
+            job.world.say(f"{error}; going on from {newest.name} ({times} of at most {config.optim.rollbacks} times)")
+            place = resume(job, newest)
+            if isinstance(log, Log):
+                log.go_back(place.step, str(error), read_facts(newest))
+
+
+def good(job: Job, output: Path, step: int, scores: dict[str, float]) -> bool:
+    """Whether what was measured at a step is worth a checkpoint; the same for all processes."""
+    log, last = job.config.log, step == job.config.steps
+    due = [measure for measure in job.measures if last or _due(step, measure.every)]
+    if not log.keep_best or not due:
+        return False
+    if job.world.main and len(due) == len(job.measures) and log.best_by not in scores:
+        raise UserError(f"log.best_by {log.best_by!r} is not measured; measured: {', '.join(scores)}")
+    return job.world.any(job.world.main and is_among_best(output, log, scores.get(log.best_by, math.nan)))
 
 
 def measured(job: Job, step: int) -> Iterator[Found]:
     """What is found after a step; for the main process to note, and nothing on the others."""
     last = step == job.config.steps
     for measure in job.measures:
-        if (last or _due(step, measure.every)) and (measure.together or job.world.main):
+        if last or _due(step, measure.every):
             found = measure.find()
             if found is not None:
                 yield found
@@ -140,11 +225,11 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def ticks(job: Job, done: int) -> Iterator[Tick]:
-    """The steps of a run after `done` of them."""
+def ticks(job: Job, done: int, net: nn.Module | None = None, skipped: int = 0) -> Iterator[Tick]:
+    """The steps of a run after `done` of them, the last `skipped` of which moved nothing. `net`: wrapped already."""
     config = job.config
     return fit(
-        job.world.wrap(job.net),
+        net or job.world.wrap(job.net),
         job.loss,
         job.batches(done),
         job.optim,
@@ -156,60 +241,53 @@ def ticks(job: Job, done: int) -> Iterator[Tick]:
         run=job.run,
         autocast=autocast(config.precision, job.world.device),
         mean=job.world.mean,
+        norm=job.world.norm,
+        skip=config.optim.skip_nonfinite,
+        skipped=skipped,
     )
 
 
-@contextmanager
-def claimed(output: Path, world: World) -> Iterator[None]:
-    """Hold the run folder for this run alone."""
-    output.mkdir(parents=True, exist_ok=True)
-    if not world.main:
-        yield
-        return
-    folder = os.open(output, os.O_RDONLY)
-    try:
+def newest_of(job: Job, output: Path) -> Path | None:
+    """The newest whole checkpoint of a run, None where there is none yet; found by the main process, told to all."""
+    found, error = "", ""
+    if job.world.main:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process trains in {str(output)!r}; wait, or choose another --output") from None
-        yield
-    finally:
-        os.close(folder)
-
-
-def settle(config: Any, output: Path, world: World) -> Any:
-    """The configuration as it will run, kept in the run folder; checked against the one that is there."""
-    path = output / "config.yaml"
-    there = read_yaml(type(config), path) if path.exists() else None
-    if there is not None:
-        if config.precision == "auto":
-            config = replace(config, precision=there.precision)
-        changed = differences(to_dict(there), to_dict(config))
-        for key, (old, new) in changed.items():
-            if not key.startswith(MAY_CHANGE):
-                raise UserError(
-                    f"{str(output)!r} holds another run: {key} is {old} there and {new} now; "
-                    "choose another --output, or the settings of that run"
-                )
-        for key, (old, new) in changed.items():
-            world.say(f"{key}: {old} -> {new}")
-    elif checkpoints(output) or (output / "metrics.jsonl").exists():
-        raise UserError(f"{str(output)!r} holds a run without its config.yaml; choose another --output")
-    config = replace(config, precision=world.agree(resolve(config.precision, world.device)))
-    if world.main:
-        with whole_file(path) as half:
-            half.write_text(dump_yaml(config))
-    return config
+            found = str(newest_whole(output, job.weights, job.world.say) or "")
+        except UserError as wrong:
+            error = str(wrong)
+    if error := job.world.agree(error):
+        raise UserError(error)
+    return Path(found) if (found := job.world.agree(found)) else None
 
 
 def save(job: Job, output: Path, facts: dict[str, Any]) -> None:
-    """Write a checkpoint whole, then forget the oldest."""
+    """Write a checkpoint whole and read it back; only then forget others. Called by all processes.
 
-    def training_state(folder: Path) -> None:
-        save_state(folder, job.net, job.optim, job.ema, job.loss, facts)
+    OSError where the disk does not give back what it was given.
+    """
+    job.saves.finish()
+    world, path, later = job.world, checkpoint_path(output, facts["step"]), job.config.log.async_save
+    told = {**facts, SEALED: True, "ema_updates": job.ema.updates}
+    beside = path.with_name(f".{path.name}.{SHARDS}")
+    put = world.keep(training_state(job.net, job.optim, job.loss), beside, later=later)
+    publish = job.publish()
 
-    job.publish(checkpoint_path(output, facts["step"]), training_state)
-    forget_all_but(output, job.config.log.keep)
+    def add(folder: Path) -> None:
+        put(folder)
+        write_facts(folder, told)
+        seal(folder)
+
+    def write() -> None:
+        if not world.main:
+            return put(path)
+        publish(path, add)
+        if why := damage(path, afresh=True):
+            raise OSError(
+                errno.EIO, f"the disk does not give back what was written ({why}); older ones are kept", str(path)
+            )
+        forget_others(output, job.config.log)
+
+    job.saves.start(write, later=later)
 
 
 def meter_of(world: World) -> Meter:
@@ -219,37 +297,15 @@ def meter_of(world: World) -> Meter:
     return machine_meter(uuid, first=world.local == 0)
 
 
-def resume(job: Job, output: Path) -> tuple[int, float, tuple[Span, ...]]:
-    """Bring the parts to the newest checkpoint of a run: the steps that are done, their seconds, their energy."""
-    if not (found := checkpoints(output)):
-        return 0, 0.0, ()
-    average = read_safetensors(found[-1] / job.weights)
-    facts = load_state(found[-1], job.net, job.optim, job.ema, job.loss, average)
-    return facts["step"], facts["seconds"], spans_in(facts)
+def resume(job: Job, newest: Path | None) -> Place:
+    """Bring the parts to a checkpoint of the run, if it has any: where that is."""
+    if newest is None:
+        return Place()
+    read = partial(job.world.read, net=job.net)
+    facts = load_state(newest, job.net, job.optim, job.ema, job.loss, read(newest / job.weights), read)
+    return Place(facts["step"], facts["seconds"], spans_in(facts), facts.get("skipped", 0))
 
 
 def spans_in(facts: dict[str, Any]) -> tuple[Span, ...]:
     """The energy that a checkpoint's facts tell; none in those of before it was counted."""
     return tuple(from_dict(Span, span, "energy") for span in facts.get("energy", []))
-
-
-@contextmanager
-def stop_asked() -> Iterator[list[int]]:
-    """A list that holds SIGTERM or SIGINT once it came; a second one acts at once, as without us."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only a main thread hears signals
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, frame: object) -> None:
-        asked.append(number)
-        signal.signal(number, old[number])
-
-    for number in old:
-        signal.signal(number, note)
-    try:
-        yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +17,9 @@ from ..extras import need
 from ..files import whole_file
 from .config import LogConfig
 from .fit import Tick
+from .spikes import Spike, Spikes
+
+NAMED = 8  # items of a spike's batch in the line for people; all of them are in metrics.jsonl
 
 
 def say(line: str) -> None:
@@ -31,27 +37,61 @@ class Found(NamedTuple):
 class Log:
     """The notes of one run that has `done` of `total` steps behind it."""
 
-    def __init__(self, run: Path, config: LogConfig, done: int, total: int, *, flops: float = 0, peak: float = 0):
-        """`flops`: of a training sample, on each device; `peak`: FLOP/s of one device. 0 where not known."""
-        self.config, self.total, self.flops, self.peak = config, total, flops, peak
-        keep_until(run / "metrics.jsonl", done)
-        self.file = open(run / "metrics.jsonl", "a")  # noqa: SIM115 (closed by __exit__)
+    def __init__(
+        self,
+        run: Path,
+        config: LogConfig,
+        done: int,
+        total: int,
+        *,
+        flops: float = 0,
+        peak: float = 0,
+        items: Callable[[int], Sequence[int]] | None = None,
+        before: Mapping[str, Any] | None = None,
+    ):
+        """`flops`: of a training sample, on each device; `peak`: FLOP/s of one device. 0 where not known.
+
+        `items`: of the data, in the batches of a step; `before`: what `memory` told when the run was saved. What is
+        out of the ordinary has lines with "event", without the names that others have: readers of losses pass over it.
+        """
+        self.run, self.config, self.total, self.flops, self.peak = run, config, total, flops, peak
+        self.items, self.spikes = items, Spikes(config.spike, (before or {}).get("spikes"))
         self.started, self.samples = time.perf_counter(), 0
+        self._open(done)
+        self.bar = tqdm(total=total, initial=done, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def _open(self, done: int) -> None:
+        keep_until(self.run / "metrics.jsonl", done)
+        self.file = open(self.run / "metrics.jsonl", "a")  # noqa: SIM115 (closed by __exit__)
         self.board: Any = None
-        if config.tensorboard:
+        if self.config.tensorboard:
             need("tensorboard", extra="track")
             self.board = need("torch.utils.tensorboard", extra="track").SummaryWriter(
-                run / "tensorboard", purge_step=done + 1
+                self.run / "tensorboard", purge_step=done + 1
             )
-        self.bar = tqdm(total=total, initial=done, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def go_back(self, done: int, why: str, before: Mapping[str, Any] | None = None) -> None:
+        """Drop what was noted after step `done`, which comes again, and note why. `before`: as in the beginning."""
+        self._close()
+        self._open(done)
+        self.spikes = Spikes(self.config.spike, (before or {}).get("spikes"))
+        self.bar.n = done
+        self._note(done, {"event": "rollback", "why": why}, {})
 
     def write(self, tick: Tick) -> None:
         """Note a step: the bar moves with each, the rest every so many."""
         self.samples += tick.samples
-        rate = self.samples / (time.perf_counter() - self.started)
+        rate = self.samples / max(1e-9, time.perf_counter() - self.started)  # a clock may go backwards
         self.bar.update()
-        if tick.step % self.config.every and tick.step != self.total:
+        if tick.why:
+            self._note(tick.step, {"event": "skipped", "skipped": tick.skipped, "why": tick.why}, {})
             return
+        if tick.step % self.config.every == 0 or tick.step == self.total:
+            self._line(tick, rate)
+        if (spike := self.spikes.see(tick.step, tick.loss)) is not None:
+            self._leapt(spike)
+
+    def _line(self, tick: Tick, rate: float) -> None:
         self.bar.set_postfix_str(f"loss {tick.loss:.4f}, {rate:.0f} samples/s")
         speed = {"samples_per_second": round(rate, 2)}
         if self.flops:
@@ -59,6 +99,20 @@ class Log:
             speed["share_of_peak"] = round(rate * self.flops / self.peak, 4)
         numbers = {"loss": tick.loss, "grad_norm": tick.grad_norm, "lr": tick.lr}
         self._note(tick.step, {**numbers, "samples": tick.step * tick.samples, **speed}, numbers)
+
+    def _leapt(self, spike: Spike) -> None:
+        items = [] if self.items is None else [int(item) for item in self.items(spike.step)]
+        self._note(spike.step, {"event": "loss spike", "spike": {**asdict(spike), "items": items}}, {})
+        named = ", ".join(map(str, items[:NAMED])) + f" and {len(items) - NAMED} more" * (len(items) > NAMED)
+        say(
+            f"loss spike at step {spike.step}: {spike.loss:.6g} is {spike.z:.1f} robust deviations above the median "
+            f"{spike.median:.6g} of the steps before; items {named}; to look into it: "
+            f"ditwright replay {shlex.quote(str(self.run))} --step {spike.step}"
+        )
+
+    def memory(self) -> dict[str, Any]:
+        """What a checkpoint must remember of these notes."""
+        return {"spikes": self.spikes.memory()}
 
     def measured(self, step: int, found: Found) -> None:
         """Note what a measurement found, on a line of its own."""
@@ -77,21 +131,27 @@ class Log:
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
+        self._close()
+
+    def _close(self) -> None:
         self.file.close()
         if self.board is not None:
             self.board.close()
 
 
 def keep_until(path: Path, done: int) -> None:
-    """Drop lines after step `done`, and a last one cut short: their steps will be written again."""
+    """Drop lines after step `done`, whose steps will be written again; and damaged ones: the last is often cut."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
+    kept, damaged = [], []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             if json.loads(line)["step"] <= done:
                 kept.append(line)
-        except json.JSONDecodeError:
-            break
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged.append(number)
+    if damaged and damaged[0] < len(lines):
+        say(f"{path}: line {damaged[0]} is damaged and dropped ({len(damaged)} in all); training does not need it")
     with whole_file(path) as half:
-        half.write_text("".join(f"{line}\n" for line in kept))
+        half.write_bytes(b"".join(line + b"\n" for line in kept))
