@@ -1,4 +1,4 @@
-"""The layout and some laws of the house are tests, not wishes."""
+"""The layout and some laws of the house are tests, not wishes. What may be done with foreign data: test_trust.py."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ FLOORS = [
     "pipeline evaluate experiment conditions",
     "measure",
     "recipes run serve prepare train_codec bench",
-    "scaling",  # runs recipes
+    "scaling replay",  # run recipes, and runs
     "cli",
     "__main__",
 ]
 FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units.split()}
 PACKAGES = {"pillow": "PIL", "pyyaml": "yaml"}  # where the name to install and the name to import differ
-UNSAFE_PACKAGES = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
-UNSAFE_CALLS = {"eval", "exec", "compile", "os.system", "os.popen", "yaml.load", "np.load"}
 GLOBAL_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "rand_like", "randn_like"}
 
 Import = list[str]  # the parts of an absolute name
@@ -86,19 +84,6 @@ def test_only_declared_packages_are_imported():
     assert {
         (name_of(path), imported[0]) for path in FILES for imported in imports(path) if imported[0] not in known
     } == set()
-
-
-def test_nothing_that_is_read_is_run():
-    loads = 0
-    for path in FILES:
-        assert not UNSAFE_PACKAGES & {imported[0] for imported in imports(path)}, name_of(path)
-        for called, keywords in calls(path):
-            assert called not in UNSAFE_CALLS, f"{name_of(path)} calls {called}"
-            assert "shell" not in keywords, f"{name_of(path)} starts a shell"
-            if called == "torch.load":
-                assert keywords["weights_only"] == "True", name_of(path)
-                loads += 1
-    assert loads > 0
 
 
 def test_randomness_is_an_argument():

@@ -48,8 +48,8 @@ def test_it_is_the_same_every_time_and_in_any_batch(tiny):
     again = assemble(tiny(f"{VALIDATED} --data.batch_size 16"), ALONE)
     first = validate(parts)
     assert first == validate(parts)
-    assert validate(again)["val_loss"] == pytest.approx(first["val_loss"], rel=1e-5)
-    assert len(first["val_loss_bins"]) == 10
+    assert validate(again).line["val_loss"] == pytest.approx(first.line["val_loss"], rel=1e-5)
+    assert len(first.line["val_loss_bins"]) == 10
 
 
 def test_a_run_notes_it_beside_its_own_loss_and_goes_on_exactly(tiny, outcome, tmp_path):

@@ -1,14 +1,22 @@
-"""Optional packages: the only place where an optional import may fail, and how to bear with them."""
+"""Optional packages: the only place where an optional import may fail, and how to bear with them; the hub's names."""
 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .errors import UserError
+
+
+def at_revision(name: str) -> tuple[str, str]:
+    """`OWNER/NAME@REVISION` of a hub as that name and its branch, tag or commit, "" where none is told or of a path."""
+    found = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)@(\w[\w./-]*)", name)
+    return (found[1], found[2]) if found and not Path(name).exists() else (name, "")
 
 
 def need(module: str, *, extra: str) -> ModuleType:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import merge
 from ..diffusion.config import SampleConfig
 from ..errors import UserError, lookup
+from ..extras import at_revision
 from .main import Parser
 from .sample import DTYPES, told
 
@@ -212,7 +213,7 @@ def is_model(name: str) -> bool:
         return False
     if path.is_dir():
         return (path / CARD).is_file() or (path / "checkpoints").is_dir() or is_foreign(path)
-    return path.suffix in SUFFIXES or (not path.exists() and is_hub_name(name))
+    return path.suffix in SUFFIXES or (not path.exists() and is_hub_name(at_revision(name)[0]))
 
 
 def drawn(args: argparse.Namespace, preset: Callable[[SampleConfig], SampleConfig], count: int, world: World) -> Path:

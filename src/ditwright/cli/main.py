@@ -21,6 +21,7 @@ VERBS = {
     "convert": "weights from and for other projects",
     "plot": "draw which times a run trains",
     "info": "parameters, tokens and cost of a network; what a run took",
+    "replay": "do one step of a run again: what each sample lost",
     "bench": "how fast this machine runs and trains networks",
     "demo": "train on handwritten digits, judge the samples, save pictures",
 }

@@ -19,6 +19,7 @@ def run(words: list[str]) -> int:
         return 0
     config, output = found
 
+    from ..pipeline.asks import hears_text
     from ..run import train
     from ..train.fit import NonFinite
 
@@ -27,6 +28,6 @@ def run(words: list[str]) -> int:
     except NonFinite as error:
         raise SystemExit(f"ditwright: stopped: {error}; the last checkpoint in {output} is untouched") from error
     if os.environ.get("RANK", "0") == "0":
-        asks = ' --prompt "..."' if config.text.kind != "none" else ""
+        asks = ' --prompt "..."' if hears_text(config.model) else ""
         print(f"checkpoint: {checkpoint}\nto sample: ditwright sample {output}{asks}")
     return 0

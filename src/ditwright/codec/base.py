@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..extras import at_revision
 from .autoencoder import Autoencoder
 from .config import CodecConfig
 from .pixels import Noise, Pixels
@@ -76,6 +77,8 @@ def find_codec(name: str, *, revision: str = "") -> CodecConfig:
     of `ditwright train-codec`; or OWNER/NAME on the Hugging Face hub, pinned to the commit that `revision` (a branch,
     a tag, a commit) is now.
     """
+    if not revision:
+        name, revision = at_revision(name)
     return CodecConfig("pixels") if name == "pixels" else Autoencoder.found(name, revision).config
 
 

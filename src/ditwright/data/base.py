@@ -141,6 +141,12 @@ def batch_items(seed: int, groups: tuple[Group, ...], batch_size: int, number: i
     return group, group.items[[item(seed + which, len(group.items), p) for p in range(first, first + batch_size)]]
 
 
+def step_items(seed: int, groups: tuple[Group, ...], batch_size: int, *, step: int, accumulate: int = 1) -> np.ndarray:
+    """The items of all batches of a training step, 1 first, over all processes: (accumulate * batch_size,)."""
+    numbers = range((step - 1) * accumulate, step * accumulate)
+    return np.concatenate([batch_items(seed, groups, batch_size, number)[1] for number in numbers])
+
+
 @lru_cache(maxsize=16)
 def _round(seed: int, slots: tuple[int, ...], turn: int) -> np.ndarray:
     return generator(seed, turn, "buckets").permutation(np.repeat(np.arange(len(slots)), slots))
@@ -150,8 +156,13 @@ def drop(labels: Tensor, null: int, share: float, seed: int, places: range) -> T
     """Replace a share of the labels by the null class, for guidance: (B,) -> (B,). Seeded by each sample's place."""
     if share == 0:
         return labels
-    u = np.array([generator(seed, place, "drop").random() for place in places])
-    return torch.where(torch.from_numpy(u < share).to(labels.device), torch.full_like(labels, null), labels)
+    lost = torch.from_numpy(dropped(share, seed, places)).to(labels.device)
+    return torch.where(lost, torch.full_like(labels, null), labels)
+
+
+def dropped(share: float, seed: int, places: range) -> np.ndarray:
+    """Which samples are not told their class or caption: (B,) bool, seeded by each sample's place."""
+    return np.array([share > 0 and generator(seed, place, "drop").random() < share for place in places])
 
 
 def mirrored(share: float, seed: int, places: range) -> np.ndarray:

@@ -16,7 +16,7 @@ from .base import Record
 from .images import Unreadable, read_file
 from .labels import numbered
 
-OPTIONS = ("image", "label", "text", "config")
+OPTIONS = ("image", "label", "text", "config", "revision")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def open_hub(words: str) -> Hub:
     """`NAME[:SPLIT][:COLUMN=NAME ...]`, NAME a folder or a name on the hub: `cifar100:train:label=fine_label`.
 
     Columns are found by their kind, or told as image=, label= and text= (`label=none`: leave it out); config= is
-    the hub's name for one of several versions. UserError where a choice is open.
+    the hub's name for one of several versions, revision= a branch, tag or commit there. UserError where a choice is
+    open.
     """
     name, *rest = words.split(":")
     options = dict(word.split("=", 1) for word in rest if "=" in word)
@@ -58,21 +59,24 @@ def open_hub(words: str) -> Hub:
         raise unknown("option", key, OPTIONS)
     if len(splits) > 1 or not name:
         raise UserError(f"'hf:{words}' should read hf:NAME[:SPLIT][:image=COLUMN][:label=COLUMN][:text=COLUMN]")
-    data = _split(_loaded(name, options.get("config")), splits[0] if splits else None, name)
+    data = _split(_loaded(name, options.get("config"), options.get("revision")), splits[0] if splits else None, name)
     if not len(data):
         raise UserError(f"'hf:{name}' holds no rows")
     return _columns(data, f"hf:{name}", options)
 
 
-def _loaded(name: str, config: str | None) -> Any:
+def _loaded(name: str, config: str | None, revision: str | None) -> Any:
     datasets = need("datasets", extra="data")
     folder = Path(name).expanduser()
+    if folder.exists() and revision is not None:
+        raise UserError(f"revision= is for names on the hub; {name!r} is a folder here")
     if not folder.exists() and (name[0] in "./~" or name.count("/") > 1):
         raise UserError(f"there is no folder {name!r}; a name on the hub reads OWNER/NAME")
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             return datasets.load_from_disk(str(folder))
-        return datasets.load_dataset(str(folder) if folder.exists() else name, config)
+        pinned = {"revision": revision} if revision is not None else {}
+        return datasets.load_dataset(str(folder) if folder.exists() else name, config, **pinned)
     except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
         if folder.exists():

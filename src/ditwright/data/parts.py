@@ -5,6 +5,7 @@ SHARDS/shard-000012.tar            part 12 of the source: per picture KEY.npy (F
 SHARDS/shard-000012-256x320.tar    ... one for each size where there are aspect-ratio buckets
 SHARDS/shard-000012.json           what these tars hold; written after them, it makes the part done
 SHARDS/report.txt, index.json      what was skipped, for people; the whole, written last
+SHARDS/captions/                   the captions encoded, where that was asked for (`text/cache.py`)
 
 KEY is the picture's number in the source. F: as it is, and mirrored (1 without flips). M channels of moments,
 h, w their height and width.

@@ -138,17 +138,24 @@ def _samples(shard: Path, text: str | None, fields: dict[str, bool]) -> Iterator
 
 
 def _members(file: BinaryIO, shard: Path) -> Iterator[Member]:
-    """The regular files of a whole tar file. tarfile itself takes a damaged header, or none, for the end."""
+    """The regular files of a whole tar file. tarfile itself takes a damaged header, or none, for the end.
+
+    Links, devices and sparse files, whose size need not be that of what is there, are passed over.
+    """
+    end, length = 0, os.fstat(file.fileno()).st_size
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while member := tar.next():
-                if member.isreg():
+                if not end < tar.offset <= length or member.size < 0:
+                    raise tarfile.ReadError(f"the member at byte {member.offset} has no end in it")
+                end = tar.offset
+                if member.isreg() and not member.issparse():
                     yield Member(member.name, member.offset_data, member.size)
                 tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError(f"no mark of its end at byte {tar.offset}")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:  # what hostile headers do to it too
         raise UserError(f"{str(shard)!r} is not a whole, uncompressed .tar file ({error}); fetch it again") from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..data.images import Unreadable, open_rgb, read_file
 from ..data.prompts import SOURCE, beside, captions_of, lines, prompts_from
 from ..data.sources import SOURCES, open_dataset
 from ..errors import UserError
@@ -56,9 +57,12 @@ def _of_npz(path: Path, source: str | None, count: int) -> tuple[tuple[str, ...]
 def _drawn(paths: list[Path], name: str) -> tuple[Images, tuple[str, ...], str]:
     images, prompts = [], []
     for path in paths:
+        try:
+            images.append(np.asarray(open_rgb(read_file(path))))
+        except Unreadable as error:
+            raise UserError(f"{str(path)!r} {error}") from error
         with Image.open(path) as opened:
             told = json.loads(opened.info.get("parameters", "{}"))
-            images.append(np.asarray(opened.convert("RGB")))
         if not isinstance(told.get("prompt"), str):
             raise UserError(f"{str(path)!r} does not say its prompt; ditwright sample --prompt draws pictures that do")
         prompts.append(told["prompt"])

@@ -152,11 +152,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(products)
 
 
-def from_hub(name: str, patterns: list[str], remedy: str) -> Path:
+def from_hub(name: str, patterns: list[str], remedy: str, revision: str = "") -> Path:
     """The folder of some files of OWNER/NAME; from the cache when offline. UserError that ends in `remedy`."""
+    pinned = {"revision": revision} if revision else {}
     hub = need("huggingface_hub", extra="hf")
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=patterns))
+        return Path(hub.snapshot_download(name, allow_patterns=patterns, **pinned))
     except (OSError, ValueError) as error:
         reason = first_line(error)
         raise UserError(f"{name!r} is not here and could not be had from the hub ({reason}); {remedy}") from error

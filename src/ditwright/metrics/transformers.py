@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..extras import first_line, need, quiet
+from ..extras import at_revision, first_line, need, quiet
 from .features import ModuleExtractor, Seen, channels_first, from_hub
 
 DINO_SIDE = 224  # pixels; Stein et al. 2023
@@ -127,8 +127,11 @@ def _folder(name: str, kind: str, example: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
+    name, revision = at_revision(name)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise UserError(f"there is no folder {name!r}; {kind}: takes a folder, or a name on the hub like {example}")
     remedy = f"where there is a connection run: hf download {name} --local-dir DIR, copy DIR here, name it {kind}:DIR"
-    folder = from_hub(name, ["config.json", "*.safetensors*"], remedy)
-    return folder if any(folder.glob("*.safetensors")) else from_hub(name, ["config.json", "pytorch_model*"], remedy)
+    folder = from_hub(name, ["config.json", "*.safetensors*"], remedy, revision)
+    if any(folder.glob("*.safetensors")):
+        return folder
+    return from_hub(name, ["config.json", "pytorch_model*"], remedy, revision)

@@ -17,6 +17,7 @@ from ..config import dump_yaml, read_yaml
 from ..convert import read as read_foreign
 from ..diffusion.process import Denoiser, process_from
 from ..errors import UserError
+from ..extras import at_revision
 from ..files import whole_folder
 from ..model.build import empty
 from ..model.weights import State, load_strictly, read_safetensors, write_safetensors
@@ -46,6 +47,8 @@ def load(
     name: str | Path, *, family: str | None = None, heads: int | None = None, codec: str = "", revision: str = ""
 ) -> Parts:
     """The parts that a name means. UserError where one is missing, naming it."""
+    if not revision:
+        name, revision = at_revision(str(name))
     path, hub = Path(name).expanduser(), ""
     if not path.exists() and is_hub_name(str(name)):
         path, hub = fetch(str(name), revision or None), str(name)
@@ -143,7 +146,8 @@ def moved(config: TextConfig, place: str) -> TextConfig:
             f"a place of a text encoder, {place!r}, is for weights that tell its kind, and these do not: pass "
             "encoder=encoder_from(TextConfig(kind, place)) where the network hears text"
         )
-    return replace(config, source=place, revision="")
+    source, revision = at_revision(place)
+    return replace(config, source=source, revision=revision)
 
 
 def _moved(config: CodecConfig, name: str) -> CodecConfig:

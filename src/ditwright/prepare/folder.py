@@ -46,6 +46,14 @@ MAY_DIFFER = {"source.name", "codec.source", "codec.revision"}  # digests tell w
 IN_WORDS = {"source.count": "the number of pictures", "source.names": "the digest of the pictures' names"}
 
 
+def is_still(path: Path, handle: int) -> bool:
+    """Whether a path leads to the file that is open."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[bool]:
     """Hold a lock file, which is gone afterwards. Yields whether we do: another may, where we do not `wait` for it."""
@@ -53,10 +61,8 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+            if is_still(path, handle):
                 break  # and not the one that its last holder has just removed
-        except FileNotFoundError:
-            pass  # removed between two looks at it
         except BlockingIOError:
             os.close(handle)
             yield False
