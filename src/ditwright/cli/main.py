@@ -23,7 +23,7 @@ VERBS = {
     "info": "parameters, tokens and cost of a network; what a run took",
     "replay": "do one step of a run again: what each sample lost",
     "bench": "how fast this machine runs and trains networks",
-    "demo": "train on handwritten digits, judge the samples, save pictures",
+    "demo": "train something small from end to end, judge the samples, save pictures",
 }
 
 
