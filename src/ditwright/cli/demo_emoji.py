@@ -6,6 +6,10 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 COMPOSED = (  # in words of the captions, put together as no caption has them
     "blue apple",
@@ -23,6 +27,7 @@ SHOWN, COLUMNS = 24, 8
 def show(output: Path) -> int:
     """Run it in a folder, or what is left of it to do."""
     import numpy as np
+    from tqdm import tqdm
 
     from ..data.base import spread
     from ..data.emoji import emoji as drawn
@@ -41,7 +46,8 @@ def show(output: Path) -> int:
     seconds = read_facts(checkpoints(output)[-1])["seconds"]  # of the whole run, also where it was done earlier
     pipe = Pipeline.from_pretrained(output, device=best_device())
     start = time.perf_counter()
-    pictures = pipe.draw([*real.texts, *COMPOSED], seed=0)
+    with tqdm(total=pipe.card.sample.num_inference_steps, unit="step", desc="sampling") as bar:
+        pictures = pipe.draw([*real.texts, *COMPOSED], seed=0, progress=bar.update)
     sampling = time.perf_counter() - start
     back = nearest(pictures[: len(real.texts)], real.images) == np.arange(len(real.texts))
     report = {
@@ -65,7 +71,7 @@ def show(output: Path) -> int:
     return 0
 
 
-def nearest(pictures, real):  # type: ignore[no-untyped-def]
+def nearest(pictures: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Which of (M, H, W, C) uint8 has the least squared difference in pixels from each of (N, H, W, C): (N,)."""
     import numpy as np
 

@@ -14,6 +14,7 @@ SHOWN, COLUMNS = 16, 8  # of each, in the picture
 def show(output: Path) -> int:
     """Run it in a folder, or what is left of it to do."""
     import numpy as np
+    from tqdm import tqdm
 
     from ..data.scenes import scenes as drawn
     from ..evaluate.fidelity import fidelity
@@ -33,7 +34,8 @@ def show(output: Path) -> int:
     held = [drawn("held out", PROMPTS, objects=(count,), seed=1) for count in (1, 2)]
     prompts = [prompt for part in held for prompt in part.texts]
     start = time.perf_counter()
-    pictures = pipe.draw(prompts, seed=0)
+    with tqdm(total=pipe.card.sample.num_inference_steps, unit="step", desc="sampling") as bar:
+        pictures = pipe.draw(prompts, seed=0, progress=bar.update)
     sampling = time.perf_counter() - start
     found = fidelity(prompts, pictures)
     real = fidelity(prompts, np.concatenate([part.images for part in held]))
