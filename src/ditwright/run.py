@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .accel.compiling import compile_blocks
 from .codec.base import Codec, codec_from, completed
 from .codec.config import CodecConfig
 from .conditions import Captions, Classes, Conditions, captions, encoder_for, heard_too
@@ -150,8 +151,7 @@ def assemble(config: TrainConfig, world: World, *, new: bool = True) -> Parts:
         start_from(config.init, denoiser, card, world.say)
     ema = EMA(denoiser, config.optim.ema)
     if config.compile:
-        for block in denoiser.net.blocks:
-            block.compile()
+        compile_blocks(denoiser.net.blocks)
     world.place(denoiser, ema.module)
     loss = objective_from(config.objective, process)
     optim = optimizer_from(net, config.optim, slower)

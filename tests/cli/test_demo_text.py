@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ditwright.accel import compiling
 from ditwright.cli import demo_emoji, demo_scenes
 from ditwright.data import emoji as emoji_module
 from ditwright.data.base import Pictures
 from ditwright.data.sources import SOURCES
 from ditwright.recipes.emoji import emoji
 from ditwright.recipes.scenes import network, scenes
-from ditwright.train import precision, processes
+from ditwright.train import processes
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def small(monkeypatch):
         sample = replace(config.sample, num_inference_steps=2)
         return replace(config, steps=2, model=model, data=data, sample=sample, compile=False, precision="fp32")
 
-    monkeypatch.setattr(precision, "can_compile", lambda: False)
+    monkeypatch.setattr(compiling, "can_compile", lambda: False)
     monkeypatch.setattr(processes, "at_most", lambda batch_size: 1)
     drawn = sys.modules["ditwright.data.scenes"].scenes
     monkeypatch.setitem(SOURCES, "a few", lambda size=None: drawn(count=40, objects=(1, 2)))

@@ -200,6 +200,15 @@ def test_a_half_precision_network_draws_nearly_the_same(command, tiny_run, tmp_p
     assert read(tmp_path / "bf16" / "grid.png")[1]["dtype"] == "bf16"
 
 
+def test_precision_is_of_the_products_and_is_noted(command, tiny_run, tmp_path):
+    words = ["sample", tiny_run, "--class-labels", "1", "--num-inference-steps", "2"]
+    for precision in ("fp32", "bf16", "auto"):
+        assert command(*words, "--precision", precision, "--output", tmp_path / precision).code == 0
+    noted = [read(tmp_path / name / "grid.png")[1]["precision"] for name in ("fp32", "bf16", "auto")]
+    assert noted[:2] == ["fp32", "bf16"]
+    assert noted[2] in noted[:2]
+
+
 def test_weights_of_another_project(command, tmp_path):
     pipe = pipeline()
     state = {key.removeprefix("net."): tensor for key, tensor in pipe.denoiser.state_dict().items()}
@@ -259,6 +268,8 @@ def test_two_processes_draw_the_set_that_one_draws(command, tiny_run, tmp_path):
         ("--film-strip 1", "--film-strip needs at least 2 previews; got 1"),
         ("--num-images-per-prompt 0", "num_images_per_prompt 1 or more"),
         ("--dtype int8", "--dtype"),
+        ("--dtype bf16 --precision bf16", "--precision and --compile"),
+        ("--sequence-parallel 2 --compile", "processes share plain ones"),
         ("--family dit", "family and heads are for weights of other projects"),
         ("--revision v1", "revision is for names on the hub"),
         ("--codec nowhere", "'nowhere'"),

@@ -29,6 +29,7 @@ def show(output: Path) -> int:
     import numpy as np
     from tqdm import tqdm
 
+    from ..accel.compiling import can_compile
     from ..data.base import spread
     from ..data.emoji import emoji as drawn
     from ..files import whole_file
@@ -36,7 +37,6 @@ def show(output: Path) -> int:
     from ..pipeline import Pipeline, best_device
     from ..recipes.emoji import emoji
     from ..run import train
-    from ..train.precision import can_compile
     from ..train.processes import at_most, together
     from ..train.state import checkpoints, read_facts
 

@@ -16,6 +16,7 @@ def show(output: Path) -> int:
     import numpy as np
     from tqdm import tqdm
 
+    from ..accel.compiling import can_compile
     from ..data.scenes import scenes as drawn
     from ..evaluate.fidelity import fidelity
     from ..files import whole_file
@@ -23,7 +24,6 @@ def show(output: Path) -> int:
     from ..pipeline import Pipeline, best_device
     from ..recipes.scenes import scenes
     from ..run import train
-    from ..train.precision import can_compile
     from ..train.processes import at_most, together
     from ..train.state import checkpoints, read_facts
 

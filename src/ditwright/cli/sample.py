@@ -53,7 +53,9 @@ def parser() -> Parser:
     add("--height", type=int, metavar="PIXELS", help="(default: as trained)")
     add("--width", type=int, metavar="PIXELS")
     add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="both")
-    add("--dtype", choices=DTYPES, default="fp32", help="of the network; the sampler stays in fp32")
+    add("--precision", choices=("auto", *DTYPES), help="of matrix products (default: fp32); auto: what is faster here")
+    add("--compile", action="store_true", help="each block of the network, which takes a while at first")
+    add("--dtype", choices=DTYPES, default="fp32", help="of all of the network; the sampler stays in fp32")
     add("--vae-tiling", action="store_true", help="decode large pictures in tiles, to need less memory")
     add("--film-strip", type=int, metavar="N", help="also N previews of each picture, from noise on, as a strip")
     add(
@@ -131,6 +133,19 @@ def run(words: list[str]) -> int:
     return (fid_set if fid else pictures)(pipe, config, size, args, origin)
 
 
+def laid_out(pipe: Pipeline, args: dict[str, Any], origin: dict[str, Any]) -> Pipeline:
+    """The pipeline that draws, its network laid out for sampling, which `origin` hears of; or cast whole by --dtype."""
+    if args["dtype"] != "fp32":
+        if args["precision"] or args["compile"]:
+            raise UserError("--dtype casts all of the network as it is; give it, or --precision and --compile")
+        return pipe
+    from ..train.precision import resolve
+
+    precision = resolve(args["precision"] or "fp32", pipe.device)
+    origin |= {"precision": precision} | ({"compile": True} if args["compile"] else {})
+    return pipe.ready(precision, compile=args["compile"])
+
+
 def pictures(
     pipe: Pipeline, config: SampleConfig, size: tuple[int, int], args: dict[str, Any], origin: dict[str, Any]
 ) -> int:
@@ -144,7 +159,11 @@ def pictures(
                 "several processes draw a set, with --num-fid-samples; pictures are for one, or for several that share "
                 "the work, with --guidance-parallel and --sequence-parallel"
             )
-        return kept(pipe, config, size, args, origin)
+        return kept(laid_out(pipe, args, origin), config, size, args, origin)
+    if args["precision"] or args["compile"]:
+        raise UserError("--precision and --compile are for networks that one process runs; processes share plain ones")
+    if args["dtype"] == "fp32":
+        origin["precision"] = "fp32"
 
     from ..pipeline.shared import shared
     from ..train.parallel import join
@@ -269,7 +288,8 @@ def fid_set(
 
     count = args["num_fid_samples"]
     prompts = None if args["captions"] is None else prompts_from(args["captions"], count)
-    order = Order(pipe, args["output"], count, config, args["seed"], size, origin, prompts)
+    fast = laid_out(pipe, args, origin)
+    order = Order(pipe, args["output"], count, config, args["seed"], size, origin, prompts, drawn_by=fast)
     rank, world = place()
     with told(order.count, quiet=rank > 0) as progress:
         made = draw_set(order, rank, world, progress=progress)

@@ -13,7 +13,8 @@ from ..diffusion.target import Prediction
 from ..nn.runners import Without
 from .asks import Asks
 
-ROWS = 8  # below about 6 rows matrix libraries switch kernels, and with them last bits: batches are filled up to this
+ROWS = 8  # below about 6 rows matrix libraries switch kernels, and with them last bits: batches are filled up to this,
+# unless the network sees to it itself, as one does that is laid out for sampling (`accel.ready`)
 
 
 def in_batches(denoiser: Denoiser, asks: Asks, config: SampleConfig, *, times: Tensor) -> Denoise:
@@ -46,8 +47,8 @@ def skipping(config: SampleConfig, times: Tensor) -> Skip | None:
 
 
 def _guided(denoiser: Denoiser, asks: Asks, places: range, config: SampleConfig, skip: Skip | None) -> Denoise:
-    """One batch, filled up to whole ROWS by copies of its last sample."""
-    count, fill = len(places), -len(places) % ROWS
+    """One batch, filled up to whole ROWS by copies of its last sample where the network asks for it."""
+    count, fill = len(places), -len(places) % getattr(denoiser, "rows", ROWS)
     _, cond, free = asks.rows(places.start, places.stop, fill)
     denoise = guided(
         denoiser,

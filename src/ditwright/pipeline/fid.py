@@ -49,6 +49,7 @@ class Order:
     size: tuple[int, int] | None = None  # height, width in pixels; as trained unless given
     origin: dict[str, Any] = field(default_factory=dict)  # where the checkpoint lies, for people
     prompts: Prompts | None = None  # where the network hears text
+    drawn_by: Pipeline | None = None  # the same laid out for sampling, as `origin` says; `pipe` unless given
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -134,7 +135,7 @@ def draw_set(
     progress(there(order))
     for number, chunk in enumerate(order.chunks):
         if number % world == rank and not is_whole(order.part(number), len(chunk)):
-            images = order.pipe.draw(
+            images = (order.drawn_by or order.pipe).draw(
                 order.asked(chunk), seed=order.seed, first=chunk.start, size=order.size, **asdict(order.config)
             )
             keep(images, order.part(number))

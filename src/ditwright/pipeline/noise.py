@@ -1,4 +1,4 @@
-"""Random numbers of torch's generators, drawn as diffusers draws them (`randn_tensor`)."""
+"""Random numbers of a call: by its seed, or of torch's generators, drawn as diffusers draws them (`randn_tensor`)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,33 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..rng import Draws
 
+CPU = torch.device("cpu")
 Noise = Callable[[Tensor], Tensor]  # standard normal values with the shape, device and dtype of its argument
 Generators = torch.Generator | Sequence[torch.Generator]
+
+
+def noise_of(
+    count: int,
+    seed: int | None = None,
+    generator: Generators | None = None,
+    *,
+    first: int = 0,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+) -> Noise:
+    """For samples `first` to `first + count` of a seed, 0 unless given, or by a generator in place of it (`drawn_by`).
+
+    UserError for both, or a seed that is not a whole number from 0 to 2^63 - 1.
+    """
+    if generator is None:
+        if not 0 <= (seed or 0) < 2**63:
+            raise UserError(f"seed must be a whole number from 0 to 2^63 - 1; got {seed}")
+        return Draws(seed or 0, range(first, first + count), "sample").normal
+    if seed is not None:
+        raise UserError("give a generator or a seed, not both")
+    return drawn_by(generator, count, device, dtype)
 
 
 def drawn_by(generators: Generators, count: int, device: torch.device, dtype: torch.dtype) -> Noise:

@@ -17,24 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..accel.ready import along, ready
 from ..codec.base import Codec, codec_from
 from ..config import merge
 from ..diffusion.config import SampleConfig
-from ..diffusion.process import Denoiser, Index
+from ..diffusion.process import Denoiser
 from ..diffusion.sampler import Step
 from ..errors import UserError, did_you_mean, lookup, unknown
-from ..rng import Draws
 from ..text.base import TextEncoder
 from ..text.late import Late
+from ..train.precision import resolve
 from .asks import EMBEDS, Asks, Embeds, at_hand, hears_text, idle, is_guided, of_labels, of_prompts, told_beside
 from .batches import in_batches
 from .card import Card
 from .folder import load, moved, save
 from .hub import push
 from .labels import Labels, numbers, repeated
-from .noise import Generators, Noise, drawn_by
+from .noise import Generators, Noise, noise_of
 from .output import OUTPUTS, Frame, ImagePipelineOutput, go_on_with, with_weights
-from .plan import Plan, plan_for
+from .plan import Plan, plan_for, told
 
 TENSORS = ("latents", "x0")  # what a callback may ask for
 
@@ -83,6 +84,16 @@ class Pipeline:
         if self.encoder is not None:
             self.encoder = self.encoder.to(device, dtype)
         return self
+
+    def ready(self, precision: str = "auto", *, compile: bool = False) -> Pipeline:
+        """Another pipeline that draws the same pictures sooner: its network laid out once, on the device it is on.
+
+        `precision`: of the matrix products in its blocks, fp32, bf16, fp16, or auto, the faster of fp32 and bf16;
+        `compile`: each block by torch.compile. It cannot be saved or moved: keep this one for that.
+        UserError for a precision or a compiler that is not there.
+        """
+        fast = ready(self.denoiser, resolve(precision, self.device), compile=compile)
+        return Pipeline(fast, self.card, self.codec, self.encoder)
 
     @property
     def device(self) -> torch.device:
@@ -201,7 +212,7 @@ class Pipeline:
         """
         config = self.settings(settings)
         asks = self.asks(asked, negative_prompt, guided=is_guided(self.card.model, config))
-        noise = self._noise(asks.count, seed, first=first)
+        noise = noise_of(asks.count, seed, first=first)
         yield from self._walk(asks, config, self.plan(config, size), noise)
 
     def frames(
@@ -299,13 +310,13 @@ class Pipeline:
         plan = self.plan(config, self.size(height, width, latents))
         guided = is_guided(model, config)
         asks = self.asks(given, negative_prompt, embeds, times=num_images_per_prompt, guided=guided)
-        noise = self._noise(asks.count, seed, generator)
+        noise = noise_of(asks.count, seed, generator, device=self.device, dtype=self.dtype)
         codec = self.codec if output_type == "latent" else with_weights(self.codec)
         for i, step in enumerate(self._walk(asks, config, plan, noise, latents)):
             if callback_on_step_end is not None:
                 tensors = {"latents": step.x, "x0": step.x0}
                 shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                given = callback_on_step_end(self, i, self._told(plan.times[i]), shown) or {}
+                given = callback_on_step_end(self, i, told(self.denoiser.process, plan.times[i]), shown) or {}
                 go_on_with(given.get("latents", step.x), step)
         images = make(codec, step.x)
         return ImagePipelineOutput(images) if return_dict else (images,)
@@ -327,20 +338,6 @@ class Pipeline:
         elif latents.shape != shape:
             raise UserError(f"latents must have the shape {shape}; got {tuple(latents.shape)}")
         x = latents.to(self.device, torch.float32) * sigma
-        denoise = in_batches(self.denoiser, *told_beside(asks, self.card, config, plan.space), times=plan.times)
+        denoiser = along(self.denoiser, plan.times)
+        denoise = in_batches(denoiser, *told_beside(asks, self.card, config, plan.space), times=plan.times)
         yield from plan.sampler(denoise, x, plan.times, path, noise=noise)
-
-    def _noise(self, count: int, seed: int | None = None, generator: Generators | None = None, first: int = 0) -> Noise:
-        """Where the random numbers of a call come from."""
-        if generator is None:
-            if not 0 <= (seed or 0) < 2**63:
-                raise UserError(f"seed must be a whole number from 0 to 2^63 - 1; got {seed}")
-            return Draws(seed or 0, range(first, first + count), "sample").normal
-        if seed is not None:
-            raise UserError("give a generator or a seed, not both")
-        return drawn_by(generator, count, self.device, self.dtype)
-
-    def _told(self, t: Tensor) -> Tensor:
-        """The time as the network hears it: a whole number where it counts the steps of a table."""
-        label = self.denoiser.process.label
-        return label(t).round().long() if isinstance(label, Index) else label(t)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..diffusion.config import SampleConfig
 from ..diffusion.grid import grid_for, landings, respaced, shifted, strided, to_first_step
 from ..diffusion.path import DDPM
-from ..diffusion.process import Process
+from ..diffusion.process import Index, Process
 from ..diffusion.sampler import SAMPLERS, Sampler, ddim
 from ..diffusion.times import flux_shift
 from ..errors import UserError, lookup
@@ -87,3 +87,8 @@ def check_layers(model: NetConfig, layers: Sequence[int]) -> None:
         raise UserError("skip_guidance_layers are blocks of a transformer; a U-Net has none to leave out")
     if isinstance(model, DiTConfig) and any(layer >= model.depth for layer in layers):
         raise UserError(f"skip_guidance_layers of this network are 0 to {model.depth - 1}; got {max(layers)}")
+
+
+def told(process: Process, t: Tensor) -> Tensor:
+    """A time () as the network hears it: a whole number where it counts the steps of a table."""
+    return process.label(t).round().long() if isinstance(process.label, Index) else process.label(t)

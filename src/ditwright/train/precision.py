@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -59,8 +57,3 @@ def peak_flops(precision: str, device: torch.device) -> float:
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size * size * c.shape[1] / best
-
-
-def can_compile() -> bool:
-    """Whether torch.compile has the compiler that it needs here: its own on a GPU, one of C++ on a CPU."""
-    return torch.cuda.is_available() or any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))

@@ -1,0 +1,25 @@
+"""torch.compile where it pays: block by block, all of one kind by one graph, and whatever runs them stays Python."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+
+
+def can_compile() -> bool:
+    """Whether torch.compile has the compiler that it needs here: its own on a GPU, one of C++ on a CPU."""
+    return torch.cuda.is_available() or any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Compile each in place, when it first runs. UserError where there is no compiler: it is never done without."""
+    if not can_compile():
+        raise UserError("compile needs a C++ compiler on a CPU (g++ or clang++, or its path in CXX); leave it out here")
+    for block in blocks:
+        block.compile()

@@ -1,0 +1,66 @@
+"""Matrix products of a network that only samples: weights cast once, laid out once as the kernels read them.
+
+R rows, I and O widths in and out.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS = 8  # below about 6 rows matrix libraries switch kernels, and with them last bits
+LIKELY = 512  # rows for which a layout is chosen; others run too
+
+
+def can_lay_out(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch has oneDNN's products of laid-out weights here: those that torch.compile uses on a CPU."""
+    ops = torch.ops.mkldnn
+    there = all(hasattr(ops, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+    return device.type == "cpu" and dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and there
+
+
+class LaidOut(nn.Module):
+    """A linear layer that will not change again: (..., I) of any type -> (..., O) of `dtype`.
+
+    `gelu`: followed by the GELU's tanh form, in the same pass over memory where the kernel can.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, *, gelu: bool = False):
+        super().__init__()
+        weight, bias = linear.weight.detach().to(dtype), linear.bias
+        self.packs, self.gelu, self.dtype = can_lay_out(weight.device, dtype), gelu, dtype
+        # No buffers: a layout belongs to its device, and is no tensor that could be saved.
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, LIKELY) if self.packs else weight
+        self.bias = None if bias is None else bias.detach().to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        if self.packs:
+            after = ("gelu", [], "tanh") if self.gelu else ("none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *after)
+        y = F.linear(x, self.weight, self.bias)
+        return F.gelu(y, approximate="tanh") if self.gelu else y
+
+
+class Filled(nn.Linear):
+    """A linear layer for which what comes of one row does not depend on how few others there are: (R, I) -> (R, O)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return filled(super().forward, x) if x.ndim == 2 else super().forward(x)
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Filled:
+        """With the weights of another."""
+        with torch.device("meta"):
+            made = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        made.weight, made.bias = linear.weight, linear.bias
+        return made
+
+
+def filled(work, rows: Tensor) -> Tensor:
+    """`work` on rows (R, I), given ROWS of them at least."""
+    count, missing = len(rows), ROWS - len(rows)
+    if missing <= 0:
+        return work(rows)
+    return work(torch.cat((rows, rows[-1:].expand(missing, -1))))[:count]
