@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +18,13 @@ def can_compile() -> bool:
     return torch.cuda.is_available() or any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
 
 
-def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Compile each in place, when it first runs. UserError where there is no compiler: it is never done without."""
+def compile_blocks(blocks: Iterable[nn.Module], **options: Any) -> None:
+    """Compile each in place, when it first runs, by the options of torch.compile.
+
+    The second size of an input makes a graph that fits all further ones. UserError where there is no compiler: it is
+    never done without.
+    """
     if not can_compile():
         raise UserError("compile needs a C++ compiler on a CPU (g++ or clang++, or its path in CXX); leave it out here")
     for block in blocks:
-        block.compile()
+        block.compile(**options)

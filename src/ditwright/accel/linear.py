@@ -20,6 +20,23 @@ def can_lay_out(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and there
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    """x (..., I) by a laid-out weight: (..., O)."""
+    after = ("gelu", [], "tanh") if gelu else ("none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
+
+
+LIBRARY = torch.library.Library("ditwright", "FRAGMENT")
+LIBRARY.define("product(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
+for place in ("CPU", "MkldnnCPU"):
+    LIBRARY.impl("product", product, place)
+
+
+@torch.library.register_fake("ditwright::product", lib=LIBRARY)
+def _shape(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
 class LaidOut(nn.Module):
     """A linear layer that will not change again: (..., I) of any type -> (..., O) of `dtype`.
 
@@ -37,8 +54,9 @@ class LaidOut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if self.packs:
-            after = ("gelu", [], "tanh") if self.gelu else ("none", [], "")
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *after)
+            # torch.compile lowers oneDNN's operator only where it has laid the weight out itself
+            work = torch.ops.ditwright.product if torch.compiler.is_compiling() else product
+            return work(x, self.weight, self.bias, self.gelu)
         y = F.linear(x, self.weight, self.bias)
         return F.gelu(y, approximate="tanh") if self.gelu else y
 

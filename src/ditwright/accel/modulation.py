@@ -16,7 +16,7 @@ from .linear import LaidOut, filled
 
 
 class Share(nn.Module):
-    """A modulated norm whose numbers are there already, at `start` in (B, N); in place of AdaLN and AdaLNZero."""
+    """A modulated norm whose numbers are there already, from `start` on; in place of AdaLN and AdaLNZero."""
 
     def __init__(self, mod: AdaLN | AdaLNZero, start: int, dtype: torch.dtype):
         super().__init__()

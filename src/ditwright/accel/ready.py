@@ -46,7 +46,7 @@ def ready(denoiser: Denoiser, precision: str = "fp32", *, compile: bool = False)
     swap(made.net.blocks, partial(laid_out, dtype=dtype))
     swap(made.net, lambda layer: Filled.of(layer) if type(layer) is nn.Linear else None)
     if compile:
-        compile_blocks(made.net.blocks)
+        compile_blocks(place.block for place in made.net.blocks)
     return Ready(made, gathered).eval()
 
 
@@ -58,18 +58,21 @@ def along(denoiser: Denoiser, times: Tensor) -> Denoiser:
 def gather(net: DiT, dtype: torch.dtype) -> Gathered | None:
     """Takes what the norms of all blocks regress from the condition out of them; None where they regress nothing."""
     linears: list[nn.Linear] = []
-    start = 0
+    numbers = 0
+    for place, block in enumerate(net.blocks):
+        within = 0  # places are counted within a block, so that all blocks of a kind are one code to torch.compile
 
-    def share(layer: nn.Module) -> nn.Module | None:
-        nonlocal start
-        if not isinstance(layer, (AdaLN, AdaLNZero)):
-            return None
-        made = Share(layer, start, dtype)
-        linears.append(layer.lin)
-        start += layer.lin.out_features
-        return made
+        def share(layer: nn.Module) -> nn.Module | None:
+            nonlocal within
+            if not isinstance(layer, (AdaLN, AdaLNZero)):
+                return None
+            linears.append(layer.lin)
+            within += layer.lin.out_features
+            return Share(layer, within - layer.lin.out_features, dtype)
 
-    swap(net.blocks, share)
+        swap(block, share)
+        net.blocks[place] = Within(block, numbers, numbers + within)
+        numbers += within
     return Gathered(linears, dtype) if linears else None
 
 
@@ -91,6 +94,19 @@ class HiddenLane(nn.Module):
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         h, gate = self.mod(x, vec)
         return gate * self.fc2(self.fc1(h))
+
+
+class Within(nn.Module):
+    """A block that is told its own share of what all of them take from the condition, (B, N)."""
+
+    def __init__(self, block: nn.Module, start: int, stop: int):
+        super().__init__()
+        self.block, self.start, self.stop = block, start, stop
+
+    def forward(self, xs: Streams, ctx: Context) -> Streams:
+        if self.stop > self.start:
+            ctx = replace(ctx, vec=ctx.vec[:, self.start : self.stop])
+        return self.block(xs, ctx)
 
 
 class Ready(Denoiser):
