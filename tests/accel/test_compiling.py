@@ -36,7 +36,7 @@ def test_blocks_of_a_kind_are_one_graph_and_the_second_size_makes_one_for_all(fa
     want = Denoiser(net, process_from(ProcessConfig())).eval()
     if fast:
         monkeypatch.setattr(ready, "compile_blocks", lambda blocks: compile_blocks(blocks, backend=counter))
-        denoiser = ready.ready(want, "fp32", compile=True)
+        denoiser = ready.ready(want, "fp32", compiled=True)
     else:
         denoiser = Denoiser(build(MODEL), want.process).eval()
         denoiser.load_state_dict(want.state_dict())

@@ -108,7 +108,7 @@ def test_what_cannot_be_done_is_refused(monkeypatch):
     monkeypatch.setattr(compiling, "can_compile", lambda: False)
     for work, why in [
         (lambda: ready(denoiser, "int3"), "precision 'int3'"),
-        (lambda: ready(denoiser, compile=True), r"C\+\+ compiler"),
+        (lambda: ready(denoiser, compiled=True), r"C\+\+ compiler"),
         (lambda: ready(fast), "already"),
         (lambda: fast.state_dict(), "save the one"),
         (lambda: fast.to(torch.bfloat16), "move it"),

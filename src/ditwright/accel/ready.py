@@ -30,10 +30,10 @@ AHEAD = 128  # rows of the condition for which the blocks' numbers are kept: of 
 BATCHES = 4  # of different conditions for which they are
 
 
-def ready(denoiser: Denoiser, precision: str = "fp32", *, compile: bool = False) -> Denoiser:
+def ready(denoiser: Denoiser, precision: str = "fp32", *, compiled: bool = False) -> Denoiser:
     """A copy laid out for sampling on the device that it is on; weights that stay as they are, the two share.
 
-    `precision`: of matrix products within the blocks, "fp32", "bf16" or "fp16"; all else stays in fp32. `compile`:
+    `precision`: of matrix products within the blocks, "fp32", "bf16" or "fp16"; all else stays in fp32. `compiled`:
     each block by torch.compile. UserError for what is not there: it is never done without.
     """
     dtype = lookup("precision", precision, DTYPES)
@@ -45,7 +45,7 @@ def ready(denoiser: Denoiser, precision: str = "fp32", *, compile: bool = False)
     gathered = gather(made.net, dtype)
     swap(made.net.blocks, partial(laid_out, dtype=dtype))
     swap(made.net, lambda layer: Filled.of(layer) if type(layer) is nn.Linear else None)
-    if compile:
+    if compiled:
         compile_blocks(place.block for place in made.net.blocks)
     return Ready(made, gathered).eval()
 

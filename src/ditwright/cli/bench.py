@@ -1,9 +1,13 @@
-"""ditwright bench DiT-S/2: how fast this device runs and trains networks, beside what it can do at all."""
+"""ditwright bench DiT-S/2: networks beside diffusers, a plain DiT, and what this machine can do at all."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +15,17 @@ from ..errors import UserError, lookup
 from ..model.baseline import NetConfig
 from ..model.config import DiTConfig
 from .info import NETWORKS, sizes
-from .main import Parser
+from .main import VERBS, Parser, main
 
 if TYPE_CHECKING:
-    from ..bench import Bench, Report
+    from ..bench.plan import Plan
+    from ..bench.report import Report
 
 DEFAULT = "DiT-S/2"
 BATCH = {"cpu": 4, "cuda": 64}  # unless told, by device
+PEERS = ("ditwright", "plain", "diffusers")
+CASES = ("forward", "step", "sampling", "tokens", "batch", "decode", "loader", "startup")
+WRITTEN = ("json", "markdown")
 
 
 def run(words: list[str]) -> int:
@@ -25,25 +33,84 @@ def run(words: list[str]) -> int:
     names = tuple(dict.fromkeys(args.preset)) or (DEFAULT,)
     configs = {name: lookup("preset", name, NETWORKS) for name in names}
     spaces = {name: sizes(name, args.image_size)[1] for name in names}
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise UserError(f"--json takes a file in a folder that is there; got {str(args.json)!r}")
+    for option in WRITTEN:
+        path = getattr(args, option)
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"--{option} takes a file in a folder that is there; got {str(path)!r}")
 
-    from ..bench import Bench, Subject
+    import torch
+
     from ..files import whole_file
     from ..pipeline import best_device
-    from ..train.precision import resolve
 
-    device = best_device()
-    batch_size = BATCH[device.type] if args.batch_size is None else args.batch_size
-    texts = {name: args.text_tokens * hears_text(configs[name]) for name in names}
-    subjects = {name: Subject(configs[name], tuple(spaces[name]), texts[name]) for name in names}
-    bench = Bench(subjects, resolve(args.precision, device), batch_size, args.rounds, args.seconds)
-    report = measured(bench, device)
-    if args.json:
-        with whole_file(args.json) as half:
-            half.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
-    print(as_text(report))
+    device = best_device() if args.device == "auto" else torch.device(args.device)
+    report = measured(plan_of(args, configs, spaces, device.type), device)
+    made = {"json": lambda: json.dumps(report.as_dict(), indent=1) + "\n", "markdown": report.as_markdown}
+    for option in WRITTEN:
+        if path := getattr(args, option):
+            with whole_file(path) as half:
+                half.write_text(made[option]())
+    print(report.as_markdown(), end="")
     return 0
+
+
+def parser() -> Parser:
+    """The options."""
+    made = Parser(
+        prog="ditwright bench",
+        description="Time networks beside diffusers and a plain DiT with the same weights, in turns, after checking "
+        "that all give the same; and beside the machine's matrix products. What cannot be measured here is a row that "
+        "says why.",
+    )
+    add = made.add_argument
+    add("preset", nargs="*", help=f"any of: {', '.join(NETWORKS)} (default: {DEFAULT})")
+    add("--cases", nargs="+", choices=CASES, default=["forward", "step"], help="(default: forward step)")
+    add("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="(default: all)")
+    add(
+        "--precision",
+        nargs="+",
+        choices=("fp32", "bf16"),
+        default=["fp32", "bf16"],
+        help="of matrix products; peers compute bf16 by autocast, and with their weights in it (default: both)",
+    )
+    add("--compile", action="store_true", help="each compiled too: ours by blocks, peers as a whole; takes minutes")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto, a GPU where there is one)")
+    add("--image-size", type=int, nargs="+", default=[256], metavar="N", help="pixels: side, or height width")
+    add("--text-tokens", type=int, default=77, metavar="N", help="of networks that hear text (default: 77)")
+    add("--batch-size", type=int, metavar="N", help=f"(default: {BATCH['cpu']}, on a GPU {BATCH['cuda']})")
+    add("--num-inference-steps", type=int, default=50, metavar="N", help="of sampling (default: 50)")
+    add("--rounds", type=int, default=5, metavar="N", help="in each of which everything has its turn (default: 5)")
+    add("--seconds", type=float, default=1.0, metavar="S", help="of every turn, at least (default: 1)")
+    add("--json", type=Path, metavar="FILE", help="write all numbers there")
+    add("--markdown", type=Path, metavar="FILE", help="write there what is printed")
+    return made
+
+
+def plan_of(args: Namespace, configs: dict[str, NetConfig], spaces: dict[str, list[int]], device: str) -> Plan:
+    """What the options ask for."""
+    from ..bench.plan import Plan
+    from ..bench.subject import Subject
+
+    texts = {name: args.text_tokens * hears_text(config) for name, config in configs.items()}
+    return Plan(
+        {name: Subject(config, tuple(spaces[name]), texts[name]) for name, config in configs.items()},
+        cases=tuple(dict.fromkeys(args.cases)),
+        peers=tuple(dict.fromkeys(args.peers)),
+        precisions=tuple(dict.fromkeys(args.precision)),
+        compiled=args.compile,
+        batch_size=BATCH[device] if args.batch_size is None else args.batch_size,
+        steps=args.num_inference_steps,
+        rounds=args.rounds,
+        seconds=args.seconds,
+        commands=commands(),
+    )
+
+
+def commands() -> dict[str, Callable[[], object]]:
+    """Those whose start is timed; each can be sent to another process."""
+    found: dict[str, Callable[[], object]] = {"import ditwright": partial(importlib.import_module, "ditwright")}
+    found["ditwright --help"] = partial(main, ["--help"])
+    return found | {f"ditwright {verb} --help": partial(main, [verb, "--help"]) for verb in VERBS}
 
 
 def hears_text(config: NetConfig) -> bool:
@@ -51,69 +118,16 @@ def hears_text(config: NetConfig) -> bool:
     return isinstance(config, DiTConfig) and config.text_width > 0
 
 
-def parser() -> Parser:
-    """The options."""
-    made = Parser(
-        prog="ditwright bench",
-        description="Time forward passes and training steps of networks, beside matrix products and copying of memory.",
-    )
-    add = made.add_argument
-    add("preset", nargs="*", help=f"any of: {', '.join(NETWORKS)} (default: {DEFAULT})")
-    add("--image-size", type=int, nargs="+", default=[256], metavar="N", help="pixels: side, or height width")
-    add("--text-tokens", type=int, default=77, metavar="N", help="of networks that hear text (default: 77)")
-    add("--batch-size", type=int, metavar="N", help=f"(default: {BATCH['cpu']}, on a GPU {BATCH['cuda']})")
-    add(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="of matrix products (default: auto, what is faster here)",
-    )
-    add("--rounds", type=int, default=5, metavar="N", help="in each of which everything has its turn (default: 5)")
-    add("--seconds", type=float, default=1.0, metavar="S", help="of every turn, at least (default: 1)")
-    add("--json", type=Path, metavar="FILE", help="write all numbers there as well")
-    return made
-
-
-def measured(bench: Bench, device: Any) -> Report:
+def measured(plan: Plan, device: Any) -> Report:
     """The measurement, with a bar where a person looks on."""
     from tqdm import tqdm
 
-    from ..bench import measure, steps
+    from ..bench.measure import measure
 
-    with tqdm(total=steps(bench, device), disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False) as bar:
+    shape = "{elapsed} {postfix}"  # how much there is to do depends on what can be done here
+    with tqdm(disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False, bar_format=shape) as bar:
 
         def tell(what: str) -> None:
             bar.set_postfix_str(what)
-            bar.update()
 
-        return measure(bench, device, tell)
-
-
-def as_text(report: Report) -> str:
-    """The report for a terminal."""
-    from ..scaling.tables import Table, brief
-
-    facts, bench = report.as_dict(), report.bench
-    where = facts["device"] if facts["device"] == facts["processor"] else f"{facts['device']} ({facts['processor']})"
-    products = ", ".join(f"{brief(flops / 1e12)} TFLOP/s in {name}" for name, flops in report.products.items())
-    rows = [
-        (
-            f"{row['network']}, {row['pass']}",
-            *(brief(row["samples_per_second"][which]) for which in ("median", "min", "max")),
-            brief(row["tflops"]),
-            f"{row['share_of_ceiling']:.1%}",
-        )
-        for row in facts["results"]
-    ]
-    lines = [
-        f"{where}, {facts['threads']} threads, torch {facts['torch']}, {facts['date']}",
-        f"{facts['load_before']:.1f} other processes wanted one of {facts['cores']} cores in the minute before",
-        f"ceilings: matrix products {products}; copying {brief(report.copying / 1e9)} GB/s, read and written",
-        f"batches of {bench.batch_size} in {bench.precision}, {bench.rounds} rounds in turns of {bench.seconds:g} s",
-        "",
-        Table(("network", "samples/s", "min", "max", "TFLOP/s", "of ceiling"), rows).as_text(),
-        "",
-        f"Medians over rounds. The ceiling is that of products in {bench.precision}. Counted are the network's own",
-        "operations, backward as twice forward; a training step is that of `ditwright train`, with AdamW and average.",
-    ]
-    return "\n".join(lines)
+        return measure([plan], device, tell=tell)

@@ -143,7 +143,7 @@ def laid_out(pipe: Pipeline, args: dict[str, Any], origin: dict[str, Any]) -> Pi
 
     precision = resolve(args["precision"] or "fp32", pipe.device)
     origin |= {"precision": precision} | ({"compile": True} if args["compile"] else {})
-    return pipe.ready(precision, compile=args["compile"])
+    return pipe.ready(precision, compiled=args["compile"])
 
 
 def pictures(

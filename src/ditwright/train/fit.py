@@ -99,19 +99,19 @@ def fit(
             length = norm([p.grad for p in params if p.grad is not None])
             if not math.isfinite(mean(length.item())):  # all processes skip, or none
                 why = cause_of_gradient(step + 1, length.item(), plain)
-        skipped = skipped + 1 if why else 0
-        if skipped > skip:
+        if (skipped := skipped + 1 if why else 0) > skip:
             raise NonFinite(why)
         if why:
             if history is not None:
                 history.load_state_dict(before)
         else:
-            nn.utils.clip_grads_with_norm_(params, clip, length)
+            if clip / (length + 1e-6) < 1:  # as torch has it; to multiply them all by 1 takes its time
+                nn.utils.clip_grads_with_norm_(params, clip, length)
             for group, lr in zip(optim.param_groups, base, strict=True):
                 group["lr"] = lr * schedule(step)
             optim.step()
             if ema is not None:
                 ema.update()
         optim.zero_grad()
-        rate = optim.param_groups[0]["lr"]
-        yield Tick(step + 1, *((math.nan, math.nan) if why else (total, length.item())), rate, samples, skipped, why)
+        seen = (math.nan, math.nan) if why else (total, length.item())
+        yield Tick(step + 1, *seen, optim.param_groups[0]["lr"], samples, skipped, why)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -47,3 +48,6 @@ def _member(rank: int, count: int, port: int, work: Callable[..., Any], args: tu
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     work(*args)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # the work is done and saved; gloo's threads abort now and then while an interpreter is taken down

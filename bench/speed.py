@@ -1,0 +1,132 @@
+"""How fast ditwright is beside a plain DiT and diffusers: what docs/performance.md tells.
+
+    bench/gpu.sh                                      on a GPU; it tells more
+    python bench/speed.py --cpu --output docs/bench   on a CPU, in about half an hour with nothing else running
+
+Contests come in the order in which they matter; what the time does not reach is "not measured: time". A peer that is
+compiled as a whole takes minutes at XL/2, so that is done last.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from ditwright.bench.contest import Variant
+from ditwright.bench.measure import Time, measure
+from ditwright.bench.plan import Plan
+from ditwright.bench.report import Report
+from ditwright.bench.subject import Subject
+from ditwright.model.config import DiTConfig, Stage
+from ditwright.model.presets import PRESETS
+
+ALLOWED = 420.0  # seconds, after which nothing new begins: what has begun ends well before 9 minutes
+SPACE = (32, 32)  # latents of 256 x 256 pixels
+TINY = DiTConfig(width=32, heads=2, stages=(Stage(2),), out_channels=8, num_classes=10)
+
+
+def ours_compiled(peer: str, variant: Variant) -> bool:
+    """All in every variant, but compiled only ours, block by block: that is quick."""
+    return peer == "ditwright" or not variant.compiled
+
+
+def fast(peer: str, variant: Variant) -> bool:
+    """What fits in the time: bf16 alone, compiled only ours; and the plain one in fp32, with which all is compared."""
+    return (variant.products == "bf16" and ours_compiled(peer, variant)) or (peer, variant) == ("plain", Variant())
+
+
+def fast_and_compiled(peer: str, variant: Variant) -> bool:
+    """Ours and the whole of the plain one, compiled."""
+    return variant.products == "bf16" and variant.compiled and variant.precision != "weights" and peer != "diffusers"
+
+
+def plans() -> list[Plan]:
+    """On a GPU."""
+    one = {name: {name: Subject(PRESETS[name], SPACE)} for name in ("DiT-S/2", "DiT-B/2", "DiT-XL/2")}
+    short = {"rounds": 5, "seconds": 0.2}
+    xl = one["DiT-XL/2"]
+    return [
+        Plan(one["DiT-S/2"], ("forward", "step"), compiled=True, batch_size=64, only=ours_compiled, **short),
+        Plan(xl, ("forward",), compiled=True, batch_size=32, only=ours_compiled, **short),
+        Plan(xl, ("step",), compiled=True, batch_size=32, only=fast, **short),
+        # 10 of 250 steps: each costs the same, and all of them would take minutes in every round
+        Plan(xl, ("sampling",), compiled=True, batch_size=32, steps=250, first=10, only=fast, rounds=3, seconds=0.01),
+        Plan(one["DiT-B/2"], ("forward", "step"), compiled=True, batch_size=64, only=ours_compiled, **short),
+        Plan(one["DiT-S/2"], ("forward", "step"), compiled=True, batch_size=64, only=fast_and_compiled, **short),
+        Plan(xl, ("forward",), compiled=True, batch_size=32, only=fast_and_compiled, **short),
+        Plan(one["DiT-S/2"], ("tokens", "batch"), only=fast, **short),
+    ]
+
+
+def best(peer: str, variant: Variant) -> bool:
+    """Every way in bf16, ours compiled too; and the plain one in fp32."""
+    return (variant.products == "bf16" and ours_compiled(peer, variant)) or (peer, variant) == ("plain", Variant())
+
+
+def two(peer: str, variant: Variant) -> bool:
+    """Ours at its best, and the plain one in fp32."""
+    return (peer, variant) in (("ditwright", Variant("bf16", True)), ("plain", Variant()))
+
+
+def cpu_plans() -> list[Plan]:
+    """On a CPU."""
+    from ditwright.cli.bench import commands
+
+    s, b, xl = ({name: Subject(PRESETS[name], SPACE)} for name in ("DiT-S/2", "DiT-B/2", "DiT-XL/2"))
+    few = {"rounds": 5, "seconds": 0.01, "compiled": True}
+    return [
+        Plan(b, ("step",), batch_size=16, **few),
+        Plan(s, ("step",), batch_size=16, **few),
+        Plan(xl, ("sampling",), batch_size=1, steps=50, first=5, only=best, **few),
+        Plan(xl, ("sampling",), batch_size=1, steps=50, only=two, **{**few, "rounds": 1}),
+        Plan(xl, ("forward",), batch_size=2, only=best, **few),
+        Plan(b, ("forward",), batch_size=4, **few),
+        Plan(s, ("forward",), batch_size=4, **few),
+        Plan(s, ("tokens", "batch"), only=best, rounds=3, seconds=0.2),
+        Plan(s, ("decode", "loader", "startup"), batch_size=2, commands=commands(), rounds=3, seconds=0.2),
+    ]
+
+
+def smoke() -> list[Plan]:
+    """The same cases with a tiny network."""
+    tiny, short = {"tiny": Subject(TINY, (8, 8))}, {"batch_size": 2, "rounds": 3, "seconds": 1e-6}
+    return [
+        Plan(tiny, ("forward", "step"), only=ours_compiled, **short),
+        Plan(tiny, ("sampling",), steps=250, first=4, only=fast, **short),
+        Plan(tiny, ("tokens", "batch"), sizes=(1, 4), only=fast, **short),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(), help="folder for the JSON and the table (default: here)")
+    parser.add_argument("--cpu", action="store_true", help="measure the CPU")
+    parser.add_argument("--cpu-smoke", action="store_true", help="the same path with tiny networks on the CPU")
+    args = parser.parse_args()
+    on_cpu = args.cpu or args.cpu_smoke
+    if not on_cpu and not torch.cuda.is_available():
+        print("bench/gpu.sh: error: there is no CUDA device here; --cpu-smoke tries the path on a CPU", file=sys.stderr)
+        return 2
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    def keep(report: Report) -> None:
+        """All that there is: a run that is cut short has not been for nothing."""
+        name = "cpu" if args.cpu else "gpu"
+        (args.output / f"{name}.json").write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+        (args.output / f"{name}.md").write_text(report.as_markdown())
+
+    report = measure(
+        smoke() if args.cpu_smoke else cpu_plans() if args.cpu else plans(),
+        torch.device("cpu" if on_cpu else "cuda"),
+        tell=lambda what: print(what, file=sys.stderr, flush=True),
+        allowed=None if args.cpu else Time.allowed(ALLOWED),
+        keep=keep,
+    )
+    print(report.as_markdown(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
