@@ -16,7 +16,7 @@ from ditwright.data import emoji as emoji_module
 from ditwright.data.base import Pictures
 from ditwright.data.sources import SOURCES
 from ditwright.recipes.emoji import emoji
-from ditwright.recipes.scenes import network, scenes
+from ditwright.recipes.scenes import layout, network, scenes
 from ditwright.train import processes
 
 
@@ -35,7 +35,9 @@ def small(monkeypatch):
     monkeypatch.setattr(processes, "at_most", lambda batch_size: 1)
     drawn = sys.modules["ditwright.data.scenes"].scenes
     monkeypatch.setitem(SOURCES, "a few", lambda size=None: drawn(count=40, objects=(1, 2)))
-    monkeypatch.setattr(sys.modules["ditwright.recipes.scenes"], "scenes", lambda: make(scenes(), "a few"))
+    recipes = sys.modules["ditwright.recipes.scenes"]
+    monkeypatch.setattr(recipes, "scenes", lambda route="joint": make(scenes(route), "a few"))
+    monkeypatch.setattr(recipes, "layout", lambda: replace(layout(), steps=2, data=recipes.scenes().data))
     monkeypatch.setattr(sys.modules["ditwright.recipes.emoji"], "emoji", lambda: make(emoji(), "few emoji"))
     monkeypatch.setattr(demo_scenes, "PROMPTS", 16)
     monkeypatch.setattr(demo_emoji, "COMPOSED", ("face of a face", "number face"))

@@ -44,7 +44,7 @@ def show(output: Path) -> int:
     real = drawn(config.data.image_size or 32)
     together(at_most(config.data.batch_size), train, replace(config, compile=can_compile()), output)
     seconds = read_facts(checkpoints(output)[-1])["seconds"]  # of the whole run, also where it was done earlier
-    pipe = Pipeline.from_pretrained(output, device=best_device())
+    pipe = Pipeline.from_pretrained(output, device=best_device()).ready()
     start = time.perf_counter()
     with tqdm(total=pipe.card.sample.num_inference_steps, unit="step", desc="sampling") as bar:
         pictures = pipe.draw([*real.texts, *COMPOSED], seed=0, progress=bar.update)

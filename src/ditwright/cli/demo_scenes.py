@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 PROMPTS = 200  # for each number of things
@@ -22,15 +23,17 @@ def show(output: Path) -> int:
     from ..files import whole_file
     from ..pictures import captioned, save_png
     from ..pipeline import Pipeline, best_device
-    from ..recipes.scenes import scenes
+    from ..recipes.scenes import after, layout
     from ..run import train
     from ..train.processes import at_most, together
     from ..train.state import checkpoints, read_facts
 
-    config = scenes()
-    together(at_most(config.data.batch_size), train, replace(config, compile=can_compile()), output)
-    seconds = read_facts(checkpoints(output)[-1])["seconds"]  # of the whole run, also where it was done earlier
-    pipe = Pipeline.from_pretrained(output, device=best_device())
+    before = output / "layout"
+    for recipe, folder in ((layout, before), (partial(after, before), output)):
+        config = replace(recipe(), compile=can_compile())
+        together(at_most(config.data.batch_size), train, config, folder)
+    seconds = sum(read_facts(checkpoints(run)[-1])["seconds"] for run in (before, output))  # whenever they were done
+    pipe = Pipeline.from_pretrained(output, device=best_device()).ready()
     held = [drawn("held out", PROMPTS, objects=(count,), seed=1) for count in (1, 2)]
     prompts = [prompt for part in held for prompt in part.texts]
     start = time.perf_counter()

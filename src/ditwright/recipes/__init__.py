@@ -9,12 +9,13 @@ from .digits import digits
 from .imagenet import imagenet
 from .photos import photos
 from .photos_codec import photos_codec
-from .scenes import scenes
+from .scenes import layout, scenes
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "digits": digits,
     "imagenet": imagenet,
     "photos": photos,
     "scenes": scenes,
+    "scenes-layout": layout,
 }
 CODEC_RECIPES: dict[str, Callable[[], CodecTrainConfig]] = {"photos": photos_codec}

@@ -1,0 +1,98 @@
+"""The three ways in which text enters, at equal FLOPs: by what is right in the pictures of prompts never trained on.
+
+    python bench/routes.py train cross runs/routes       # each route by itself; again to go on after a stop
+    python bench/routes.py train joint runs/routes
+    python bench/routes.py train parallel runs/routes
+    python bench/routes.py show runs/routes              # table.md, report.json and routes.png in that folder
+
+All have the recipes of `ditwright demo scenes`, shorter, and as many steps as cost the same.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ditwright.accel.compiling import can_compile
+from ditwright.data.scenes import scenes as drawn
+from ditwright.evaluate.fidelity import ATTRIBUTES, fidelity
+from ditwright.pictures import captioned, save_png
+from ditwright.pipeline import Pipeline, best_device
+from ditwright.recipes.scenes import ROUTES, after, layout, network
+from ditwright.run import train
+from ditwright.train.cost import training_flops
+from ditwright.train.processes import at_most, together
+
+PROMPTS, SHOWN = 200, 8  # for each number of things; and of them in the picture
+SPACE, TEXT = (32, 32), 16  # pixels, tokens
+LAYOUT, STEPS, BATCH = 1200, 1500, 32  # of the MM-DiT: steps of either training, and samples in each
+
+
+def steps_of(route, steps):
+    """As many as cost what so many of the MM-DiT do."""
+    cost = {name: training_flops(network(name), SPACE, 1, TEXT) for name in ROUTES}
+    return round(steps * cost["joint"] / cost[route])
+
+
+def learn(route, folder, processes):
+    """Both of the recipe's trainings; what is done of them is not done again."""
+    before = folder / f"{route}-layout"
+    for recipe, output, steps in ((layout, before, LAYOUT), (partial(after, before), folder / route, STEPS)):
+        config = recipe(route=route)
+        data = replace(config.data, batch_size=BATCH)
+        config = replace(config, steps=steps_of(route, steps), data=data, compile=can_compile())
+        together(processes or at_most(BATCH), train, config, output)
+
+
+def show(folder):
+    """Ask all of them for the same held-out prompts, with the same noise."""
+    held = [drawn("held out", PROMPTS, objects=(count,), seed=1) for count in (1, 2)]
+    prompts = [text for part in held for text in part.texts]
+    some = [count * PROMPTS + n for count in range(2) for n in range(SHOWN)]
+    heads = ("things", "steps", "whole sentence", *ATTRIBUTES)
+    rows, report, pictures, words = (
+        ["| route | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"],
+        {},
+        [],
+        [],
+    )
+    for route in ROUTES:
+        pipe = Pipeline.from_pretrained(folder / route, device=best_device()).ready()
+        images = pipe.draw(prompts, seed=0)
+        found = fidelity(prompts, images)
+        report[route] = {"steps": steps_of(route, STEPS), **found.plain()}
+        for count in (1, 2):
+            row = found[count]
+            shares = [getattr(row, name) for name in ATTRIBUTES]
+            told = [
+                str(count),
+                f"{steps_of(route, STEPS):,}",
+                str(row.sentence),
+                *(f"{s.value:.1%}" if s else "" for s in shares),
+            ]
+            rows.append(f"| {route} | " + " | ".join(told) + " |")
+        pictures += [images[n] for n in some]
+        words += [prompts[n] if route == next(iter(ROUTES)) else route for n in some]
+    (folder / "table.md").write_text("\n".join(rows) + "\n")
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    title = f"Prompts never trained on, by {', '.join(ROUTES)}"
+    save_png(captioned(pictures, words, columns=2 * SHOWN, title=title), folder / "routes.png")
+    print("\n".join(rows))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "show"))
+    parser.add_argument("route", nargs="?", choices=ROUTES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--processes", type=int, help="that train it together (default: one for each core)")
+    args = parser.parse_args()
+    if args.what == "show":
+        show(args.folder)
+        return
+    learn(args.route, args.folder, args.processes)
+
+
+if __name__ == "__main__":
+    main()
