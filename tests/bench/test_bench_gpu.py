@@ -48,12 +48,13 @@ def test_without_a_gpu_it_says_so():
 def test_its_plans_can_be_made(monkeypatch):
     """Their cases, networks and options are known, and each leaves somebody to measure."""
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    import gpu
+    import speed
 
-    from ditwright.bench.measure import contests
+    from ditwright.bench.measure import CASES, contests
 
+    assert {case for plan in speed.cpu_plans() for case in plan.cases} <= set(CASES)
     found = []
-    for plan in gpu.plans():
+    for plan in speed.plans():
         for case, name, make in contests(plan, torch.device("cpu")):
             contest = make()
             assert {entry.peer for entry in contest.entries} >= {"ditwright", "plain"}, (case, name)

@@ -12,7 +12,6 @@ from ..experiment import DataConfig, TrainConfig
 from ..model.config import DiTConfig, Stage
 from ..text.config import TextConfig
 from ..train.config import LogConfig, OptimConfig
-from ..train.state import checkpoints
 
 ROUTES = {  # by depth: the stages of a network
     "cross": lambda depth: (Stage(depth, cross=True),),
@@ -65,6 +64,8 @@ def layout(route: str = "joint") -> TrainConfig:
 
 def after(folder: Path, route: str = "joint") -> TrainConfig:
     """`scenes`, from where a run of `layout` in a folder ended: with its weights and its tokenizer."""
+    from ..train.state import checkpoints  # which imports torch: recipes are listed without it
+
     config = scenes(route)
     return replace(config, init=str(folder), text=replace(config.text, source=str(checkpoints(folder)[-1] / "text")))
 
