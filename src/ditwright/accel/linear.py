@@ -15,9 +15,10 @@ LIKELY = 512  # rows for which a layout is chosen; others run too
 
 def can_lay_out(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch has oneDNN's products of laid-out weights here: those that torch.compile uses on a CPU."""
-    ops = torch.ops.mkldnn
-    there = all(hasattr(ops, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
-    return device.type == "cpu" and dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and there
+    ops, wanted = torch.ops.mkldnn, ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+    if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return False
+    return all(hasattr(ops, name) for name in wanted) and ops._is_mkldnn_bf16_supported()
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
