@@ -192,8 +192,8 @@ def test_the_training_of_an_autoencoder_is_done_again_too(tmp_path, monkeypatch)
     assert {sample.mirrored for sample in found.samples} == {False, True}
 
 
-def test_a_step_that_left_the_numbers_tells_which_sample_and_where(tiny, tmp_path, monkeypatch):
-    """The network's weights are whole; one sample is not."""
+def spoil(monkeypatch):
+    """Sample 5 of step 5's batch is no number."""
     real = running.batch_of
 
     def batch_of(parts, data, items, places, **rest):
@@ -203,6 +203,11 @@ def test_a_step_that_left_the_numbers_tells_which_sample_and_where(tiny, tmp_pat
         return batch
 
     monkeypatch.setattr(running, "batch_of", batch_of)
+
+
+def test_a_step_that_left_the_numbers_tells_which_sample_and_where(tiny, tmp_path, monkeypatch):
+    """The network's weights are whole; one sample is not."""
+    spoil(monkeypatch)
     with pytest.raises(NonFinite):
         train(tiny("--steps 9"), tmp_path / "run")
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000003"]
@@ -213,15 +218,7 @@ def test_a_step_that_left_the_numbers_tells_which_sample_and_where(tiny, tmp_pat
 
 
 def test_a_skipped_step_is_skipped_again_on_the_way(tiny, tmp_path, monkeypatch):
-    real = running.batch_of
-
-    def batch_of(parts, data, items, places, **rest):
-        batch = real(parts, data, items, places, **rest)
-        if places.start == 32:
-            batch.x0[5] = float("nan")
-        return batch
-
-    monkeypatch.setattr(running, "batch_of", batch_of)
+    spoil(monkeypatch)
     train(tiny("--steps 7 --optim.skip_nonfinite 2 --log.keep 9"), tmp_path / "run")
     found = replay(tmp_path / "run", 6, checkpoint=3)
     assert found.loss == logged(tmp_path / "run")[6][0]

@@ -5,6 +5,8 @@ R rows, I and O widths in and out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,7 +79,7 @@ class Filled(nn.Linear):
         return made
 
 
-def filled(work, rows: Tensor) -> Tensor:
+def filled(work: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """`work` on rows (R, I), given ROWS of them at least."""
     count, missing = len(rows), ROWS - len(rows)
     if missing <= 0:
