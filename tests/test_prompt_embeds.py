@@ -9,12 +9,14 @@ import torch
 
 from ditwright.cli.main import main
 from ditwright.codec.config import CodecConfig
+from ditwright.data.prompts import Prompts
 from ditwright.diffusion.config import ProcessConfig, SampleConfig
 from ditwright.diffusion.process import Denoiser, process_from
 from ditwright.errors import UserError
 from ditwright.model.build import build
 from ditwright.model.config import DiTConfig, Stage
 from ditwright.pipeline import Card, Pipeline
+from ditwright.pipeline.fid import Order
 from ditwright.text.config import TextConfig
 from small_pipelines import pipeline
 
@@ -36,19 +38,28 @@ WIDTHS = {"text": 12, "pooled": 6}
 
 
 class Words:
-    """States that say how long each word is; `text` where padding is to be read, which is how FLUX has it."""
+    """States that say how long each word is; `text` where padding is to be read, which is how FLUX has it.
+
+    Of a prompt that is several texts the pooled state is of the first, the others of the last, as FLUX has it too.
+    """
 
     vocab, fingerprint, commit = 0, "", ""
 
     def __init__(self, kind="flux", text_width=12, pooled_width=6):
         self.config, self.text_width, self.pooled_width, self.asked = TextConfig(kind), text_width, pooled_width, []
 
-    def __call__(self, prompts):
+    def __call__(self, prompts, length=5):
         self.asked += prompts
-        lengths = torch.tensor([[len(word) for word in (prompt.split() + [""] * 5)[:5]] for prompt in prompts]).float()
-        text = torch.sin(lengths[..., None] + torch.arange(self.text_width))
-        mask = {} if self.config.kind == "flux" else {"text_mask": lengths > 0}
-        return {"text": text, **mask} | ({"pooled": text.sum(1)[:, : self.pooled_width]} if self.pooled_width else {})
+        each = [[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
+        text, mask = self.states([own[-1] for own in each], length)
+        mask = {} if self.config.kind == "flux" else {"text_mask": mask}
+        pooled = self.states([own[0] for own in each], 5)[0].sum(1)[:, : self.pooled_width]
+        return {"text": text, **mask} | ({"pooled": pooled} if self.pooled_width else {})
+
+    def states(self, prompts, length):
+        cut = [(prompt.split() + [""] * length)[:length] for prompt in prompts]
+        lengths = torch.tensor([[len(word) for word in words] for words in cut]).float()
+        return torch.sin(lengths[..., None] + torch.arange(self.text_width)), lengths > 0
 
     def ready(self):
         return self
@@ -211,6 +222,146 @@ def test_a_negative_prompt_without_guidance_says_so():
         assert torch.equal(found, drawn(pipe, "a", **more))
     with pytest.warns(UserWarning, match="^negative_prompt has no effect"):
         drawn(made(FLUX), guidance_scale=1.0, **embeds)
+
+
+def test_encoders_may_hear_texts_of_their_own():
+    """Prompts for the first and for the second, alone and together; one for all or one each."""
+    pipe = made(FLUX, Words())
+    both, pooled, states = (pipe.encode_prompt(*told, **more) for told, more in (
+        ((["a b", "ccc"], "d"), {"prompt_2": ["ee e", "f"], "negative_prompt_2": "gg"}),
+        ((["a b", "ccc"], "d"), {}),
+        ((["ee e", "f"], "gg"), {}),
+    ))  # fmt: skip
+    for name in both:
+        assert torch.equal(both[name], (pooled if "pooled" in name else states)[name])
+    asked = {"prompt_2": ["ee e", "f"], "negative_prompt": "d", "negative_prompt_2": "gg"}
+    wanted = drawn(pipe, ["a b", "ccc"], **asked)
+    assert torch.equal(drawn(pipe, [("a b", "ee e"), ("ccc", "f")], negative_prompt=[("d", "gg")]), wanted)
+    assert torch.equal(drawn(made(), **both), wanted)
+    twice = drawn(pipe, ["a b", "ccc"], num_images_per_prompt=2, **asked)
+    assert torch.equal(twice, drawn(made(), num_images_per_prompt=2, **both))
+    for_all = drawn(pipe, ["a b", "ccc"], prompt_2="f", negative_prompt_2=["", "h"], num_images_per_prompt=2)
+    pairs, away = [("a b", "f")] * 2 + [("ccc", "f")] * 2, [("", "")] * 2 + [("", "h")] * 2
+    assert torch.equal(for_all, drawn(pipe, pairs, negative_prompt=away))
+    assert torch.equal(drawn(pipe, "a", prompt_2="", negative_prompt_2=None), drawn(pipe, "a"))  # as in diffusers
+    pipe.encoder.asked.clear()
+    drawn(pipe, "a", prompt_3="c")
+    assert pipe.encoder.asked == [("a", "a", "c"), ""]
+
+
+def test_a_length_is_the_encoders_to_keep():
+    pipe = made(FLUX, Words())
+    long = "a bb ccc dddd eeeee ffffff ggggggg"
+    embeds = pipe.encode_prompt(long, "a", max_sequence_length=7)
+    assert embeds["prompt_embeds"].shape == embeds["negative_prompt_embeds"].shape == (1, 7, 12)
+    wanted = drawn(pipe, long, negative_prompt="a", max_sequence_length=7)
+    assert torch.equal(drawn(made(), **embeds, max_sequence_length=7), wanted)
+    assert not torch.equal(drawn(pipe, long, negative_prompt="a"), wanted)
+    *_, last = pipe.steps([long], negative_prompt="a", max_sequence_length=7, seed=0)
+    assert torch.equal(last.x, wanted)
+    with pytest.raises(UserError, match="max_sequence_length must be at least 2 tokens; got 1"):
+        drawn(pipe, long, max_sequence_length=1)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"prompt_2": "b"}, "prompt_2 and prompt_3 go with prompt, and not with prompt_embeds"),
+        ({"prompt": ["a", "b"], "prompt_2": ["a"] * 3}, "prompt_2 and prompt_3 are one for all or one each; got 2, 3"),
+        ({"prompt": "a", "negative_prompt_2": ["b", "c"]}, "negative prompt, or one for each of 1 pictures; got 2"),
+        ({"prompt_2": "b", **GOOD}, "go with prompt, and not with prompt_embeds"),
+        (
+            {**GOOD, "negative_prompt_2": "b", **{f"negative_{name}": x for name, x in GOOD.items()}},
+            "give negative_prompt or negative_prompt_embeds, not both",
+        ),
+    ],
+)
+def test_texts_that_do_not_go_together_are_one_line(told, message):
+    with pytest.raises(UserError) as refused:
+        drawn(made(FLUX, Words()), **told)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_classes_take_no_words():
+    for told, said in (
+        ({"prompt_2": "b"}, "prompt_2 is"),
+        ({"max_sequence_length": 9}, "max_sequence_length is"),
+        ({"negative_prompt_2": "b"}, "negative_prompt is"),
+    ):
+        with pytest.raises(UserError, match=f"{said} for networks that hear text"):
+            pipeline()([1], **told)
+
+
+IMITATING = replace(FLUX, guidance=True)
+
+
+def test_a_network_that_imitates_guidance_is_guided_besides_where_that_is_asked_for():
+    """As diffusers' FLUX: each half is told the scale that it imitates, and the other scale mixes them."""
+    pipe, seen = made(IMITATING, Words()), []
+    forward = pipe.denoiser.net.forward
+
+    def spied(x, t, cond, **net):
+        seen.append((len(x), cond["guidance"].unique().tolist()))
+        return forward(x, t, cond, **net)
+
+    pipe.denoiser.net.forward = spied
+    plain = drawn(pipe, "a red square")
+    assert seen == [(8, [3.0])] * 2
+    assert pipe.encoder.asked == ["a red square"]
+    seen.clear()
+    turned = drawn(pipe, "a red square", negative_prompt="a tree", true_cfg_scale=4.0)
+    assert seen == [(16, [3.0])] * 2
+    halves = [
+        drawn(pipe, "a red square", negative_prompt="a tree", true_cfg_scale=w, num_inference_steps=1)
+        for w in (2.0, 3.0)
+    ]
+    one = drawn(pipe, "a red square", num_inference_steps=1)
+    torch.testing.assert_close(halves[1] - one, 2 * (halves[0] - one))  # away + w (told - away), and one is w = 1
+    assert (turned - plain).abs().max() > 1e-3
+    nowhere = drawn(pipe, "a tree", negative_prompt="a tree", true_cfg_scale=4.0)
+    torch.testing.assert_close(nowhere, drawn(pipe, "a tree"))
+    empty = drawn(pipe, "a red square", negative_prompt="", true_cfg_scale=4.0)  # given, though empty: as in diffusers
+    assert (empty - plain).abs().max() > 1e-3
+    draw = {"negative_prompt": "a tree", "true_cfg_scale": 4.0, "seed": 0}
+    assert torch.equal([*pipe.steps(["a red square"], **draw)][-1].x, turned)
+    embeds = pipe.encode_prompt("a red square", "a tree")
+    assert torch.equal(drawn(made(IMITATING), **embeds, true_cfg_scale=4.0), turned)
+
+
+def test_true_guidance_that_nobody_asks_for_says_so():
+    pipe = made(IMITATING, Words())
+    with pytest.warns(UserWarning, match="^true_cfg_scale has no effect without a negative_prompt"):
+        found = drawn(pipe, "a", true_cfg_scale=4.0)
+    assert torch.equal(found, drawn(pipe, "a"))
+    with pytest.warns(UserWarning, match="^negative_prompt has no effect at true_cfg_scale 1: this network imitates"):
+        drawn(pipe, "a", negative_prompt="b", guidance_scale=1.0)
+    for other, message in (
+        (made(FLUX, Words()), "true_cfg_scale is for networks that hear text and imitate guidance"),
+        (pipeline(), "this one is guided by guidance_scale: leave true_cfg_scale 1"),
+    ):
+        with pytest.raises(UserError, match=message) as refused:
+            other(["a"] if other.card.model.text_width else [1], negative_prompt="", true_cfg_scale=2.0)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match=r"true_cfg_scale must be 1 or more \(1: none\); got 0.5"):
+        drawn(pipe, "a", true_cfg_scale=0.5)
+
+
+def test_a_set_of_samples_has_no_negative_prompt_to_be_led_away_from(tmp_path):
+    pipe, prompts = made(IMITATING, Words()), Prompts("here", ("a",))
+    assert Order(pipe, tmp_path, 2, pipe.card.sample, prompts=prompts).count == 2
+    with pytest.raises(UserError, match="true_cfg_scale needs a negative prompt, which no set of samples has; give 1"):
+        Order(pipe, tmp_path, 2, pipe.settings({"true_cfg_scale": 2.0}), prompts=prompts)
+
+
+def test_a_checkpoint_that_knows_of_none_of_this_is_read(tmp_path):
+    made(IMITATING, text=TextConfig("flux", "gone")).save_pretrained(tmp_path)
+    card, new = tmp_path / "card.yaml", ("true_cfg_scale", "use_resolution_binning")
+    lines = card.read_text().splitlines()
+    assert sum(any(name in line for name in new) for line in lines) == 2
+    card.write_text("\n".join(line for line in lines if not any(name in line for name in new)))
+    sample = Pipeline.from_pretrained(tmp_path).card.sample
+    assert (sample.true_cfg_scale, sample.use_resolution_binning) == (1.0, False)
 
 
 def test_a_text_encoder_need_not_be_there_before_prompts_are(tmp_path):

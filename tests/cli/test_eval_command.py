@@ -12,6 +12,7 @@ from ditwright.cli.main import main
 from ditwright.data.digits import digits
 from ditwright.metrics.npz import write_samples
 from ditwright.pictures import save_png, to_pil
+from small_pipelines import prompted_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,31 @@ def test_samples_of_a_run_are_drawn_once_and_carry_their_settings(command, words
     )
     assert "; euler, 2 steps, guidance 1, seed 0, " in other.out
     assert len(list(tmp_path.rglob("*.npz"))) == 2
+
+
+def test_the_text_encoder_may_lie_elsewhere(command, refused, place, tmp_path):
+    pytest.importorskip("tokenizers")
+    pipe, texts = prompted_pipeline(("a red square", "a blue one")), tmp_path / "texts.txt"
+    pipe.save_pretrained(tmp_path / "saved")
+    texts.write_text("a red square\na blue one\n")
+    (tmp_path / "saved" / "text").rename(tmp_path / "tokenizer")
+    judge = f"judge:{place / 'judge.safetensors'}"
+    words = ["eval", tmp_path / "saved", "--ref", place / "real.npz", "--extractor", judge, "--metrics", "fid"]
+    words += ["--num-samples", 8, "--captions", texts, "--draws", tmp_path / "draws", "--rounds", 0]
+    assert "text.source is empty: name the folder of a tokenizer.json" in refused(*words)
+    code, out, _ = command(*words, "--text-encoder", tmp_path / "tokenizer")
+    assert code == 0
+    (npz,) = (tmp_path / "draws").rglob("*.npz")
+    with np.load(npz) as archive:
+        assert np.array_equal(archive["arr_0"], pipe.draw(["a red square", "a blue one"] * 4, guidance_scale=1.0))
+    (tmp_path / "tokenizer").rename(tmp_path / "moved")
+    assert command(*words, "--text-encoder", tmp_path / "moved").out == out
+    assert list((tmp_path / "draws").rglob("*.npz")) == [npz]
+    words[1] = place / "fake.npz"
+    given = ("--text-encoder", tmp_path / "moved")
+    assert "--text-encoder is for samples that are drawn" in refused(*words[:8], *given)
+    words[1], told = tmp_path / "saved", ("--true-cfg-scale", 2, "--text-encoder", tmp_path / "moved")
+    assert "true_cfg_scale is for networks that hear text and imitate guidance" in refused(*words, *told)
 
 
 def test_a_preset_is_how_the_paper_drew(command, words, tiny_run, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -277,12 +278,18 @@ def test_two_processes_draw_the_set_that_one_draws(command, tiny_run, tmp_path):
         ("--dynamic-shift 0.5,1.15", "dynamic_shift must have 4 values; got 2"),
         ("--dynamic-shift 0.5,1.15,256,4096 --shift 3", "shift 3 and dynamic_shift exclude each other"),
         ("--set-alpha-to-one false", "set_alpha_to_one"),
+        ("--true-cfg-scale 2", "true_cfg_scale is for networks that hear text and imitate guidance"),
+        ("--use-resolution-binning true", "use_resolution_binning is for networks of 256, 512, 1024, 2048 pixels"),
+        ("--prompt a", "--prompt is for networks that hear text; give --class-labels"),
+        ("--negative-prompt-2 a", "--negative-prompt-2 is for networks that hear text; give --class-labels"),
+        ("--max-sequence-length 20", "--max-sequence-length is for networks that hear text"),
         ("--set-alpha-to-one perhaps", "set_alpha_to_one must be true or false"),
         ("--fid-batch-size 4", "--fid-batch-size goes with --num-fid-samples"),
         ("--num-fid-samples 0", "at least 1"),
         ("--num-fid-samples 5 --fid-batch-size 0", "batch_size must be at least 1"),
         ("--num-fid-samples 5 --class-labels 3", "--class-labels is for pictures"),
         ("--num-fid-samples 5 --film-strip 3", "--film-strip is for pictures"),
+        ("--num-fid-samples 5 --prompt-2 a", "--prompt-2 is for pictures"),
         ("--num-fid-samples 5 --num-images-per-prompt 3", "--num-images-per-prompt is for pictures"),
     ],
 )
@@ -302,3 +309,25 @@ def test_a_set_begun_otherwise_is_refused(command, refused, tiny_run, tmp_path):
     assert command(*words).code == 0
     assert command(*words).out == f"5 samples in {tmp_path / 'samples_5.npz'}\n"
     assert "guidance_scale is 1.0 there and 2.0 now" in refused(*words, "--guidance-scale", 2)
+
+
+def test_a_set_of_before_a_setting_was_there_is_known_again(command, refused, tiny_run, tmp_path):
+    words, path = ["sample", tiny_run, "--num-fid-samples", 5, "--output", tmp_path], tmp_path / "samples_5.json"
+    assert command(*words).code == 0
+    told = json.loads(path.read_text())
+    assert [told.pop(name) for name in ("true_cfg_scale", "use_resolution_binning")] == [1.0, False]
+    path.write_text(json.dumps(told))
+    assert command(*words).code == 0
+    path.write_text(json.dumps(told | {"true_cfg_scale": 3.0}))
+    assert "true_cfg_scale is 3.0 there and 1.0 now" in refused(*words)
+
+
+def test_a_set_of_another_autoencoder_is_known_again_wherever_that_lies(command, refused, tmp_path):
+    pytest.importorskip("diffusers")
+    latent_pipeline(autoencoder(tmp_path / "vae")).save_pretrained(tmp_path / "saved")
+    autoencoder(tmp_path / "other", seed=1).rename(tmp_path / "moved")
+    words = ["sample", tmp_path / "saved", "--num-fid-samples", 2, "--output", tmp_path / "out", "--codec"]
+    shutil.copytree(tmp_path / "moved", tmp_path / "again")
+    for place in ("moved", "moved", "again"):
+        assert command(*words, tmp_path / place).code == 0
+    assert "codec.fingerprint is" in refused(*words, tmp_path / "vae")

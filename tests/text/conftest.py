@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,3 +69,16 @@ def make_sd3(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 def sd3_folder(make_sd3: Callable[[], Path]) -> Path:
     """One of them. Do not change it."""
     return make_sd3()
+
+
+@pytest.fixture
+def flux_folder(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A FLUX pipeline's encoders and tokenizers, anew."""
+    root = tmp_path / "flux"
+    for name, number in (("clip", ""), ("t5", "_2")):
+        for place in ("text_encoder", "tokenizer"):
+            shutil.copytree(folders[name], root / f"{place}{number}")
+            unwanted = "tokenizer*" if place == "text_encoder" else "*model*"
+            for file in (root / f"{place}{number}").glob(unwanted):
+                file.unlink()
+    return root

@@ -47,6 +47,11 @@ def test_cached_is_encoded(kind, folders, captions, tmp_path):
         assert getattr(cached, name) == getattr(encoder, name)
     with pytest.raises(UserError, match="'a dog' is not among the 37 encoded captions"):
         cached(["a dog"])
+    assert torch.equal(cached(prompts, 30)["text"], found["text"])
+    with pytest.raises(UserError, match="encoded with 30 tokens; encode them with the encoder for 31"):
+        cached(prompts, 31)
+    with pytest.raises(UserError, match="this text encoder is alone"):
+        cached([(captions[2], captions[3])])
 
 
 def test_three_encoders_in_one_are_cached_as_one(sd3_folder, captions, tmp_path):

@@ -203,6 +203,27 @@ def test_a_hub_name_is_pinned_to_its_commit(folders, tmp_path, monkeypatch):
             encoder_from(TextConfig(kind, "someone/t5"))
 
 
+@pytest.mark.parametrize("kind", KINDS_OF_FOLDERS)
+def test_a_call_may_ask_for_another_length_and_for_one_text_only(kind, folders):
+    encoder, wanted = (encoder_from(TextConfig(kind, str(folders[kind]), length=size)) for size in (24, 30))
+    for name, value in encoder(PROMPTS, 30).items():
+        assert torch.equal(value, wanted(PROMPTS)[name])
+    assert encoder(PROMPTS)["text"].shape[1] == 24  # it keeps none of it
+    with pytest.raises(UserError, match=r"this text encoder is alone, and got \('a', 'b'\)") as refused:
+        encoder([("a", "b")])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_length_that_is_too_long_is_refused_and_ids_take_any(folders, tokens):
+    with pytest.raises(UserError, match=r"max_sequence_length is 78; .* reads at most 77 tokens"):
+        encoder_from(TextConfig("clip", str(folders["clip"])))(["a"], 78)
+    ids, longer = (encoder_from(TextConfig("bytes", str(tokens), length=size)) for size in (8, 30))
+    for name, value in ids(PROMPTS, 30).items():
+        assert torch.equal(value, longer(PROMPTS)[name])
+    with pytest.raises(UserError, match="this text encoder is alone"):
+        ids([("a", "b")])
+
+
 def test_what_is_not_there_is_refused(folders, tmp_path, sd3_folder):
     for kind in KINDS:
         if kind != "minilm":

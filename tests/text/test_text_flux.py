@@ -16,21 +16,8 @@ pytest.importorskip("transformers")
 PROMPTS = ["a small red circle", "", "a large green square"]
 
 
-@pytest.fixture
-def folder(folders, tmp_path):
-    """A FLUX pipeline's encoders and tokenizers."""
-    root = tmp_path / "flux"
-    for name, number in (("clip", ""), ("t5", "_2")):
-        for place in ("text_encoder", "tokenizer"):
-            shutil.copytree(folders[name], root / f"{place}{number}")
-            unwanted = "tokenizer*" if place == "text_encoder" else "*model*"
-            for file in (root / f"{place}{number}").glob(unwanted):
-                file.unlink()
-    return root
-
-
-def test_it_is_t5s_states_and_clips_pooled_state(folder, folders):
-    encoder = encoder_from(TextConfig("flux", str(folder), t5_length=20))
+def test_it_is_t5s_states_and_clips_pooled_state(flux_folder, folders):
+    encoder = encoder_from(TextConfig("flux", str(flux_folder), t5_length=20))
     found = encoder(PROMPTS)
     clip = encoder_from(TextConfig("clip", str(folders["clip"])))(PROMPTS)
     t5 = encoder_from(TextConfig("t5", str(folders["t5"]), length=20, mask="off"))(PROMPTS)
@@ -42,8 +29,8 @@ def test_it_is_t5s_states_and_clips_pooled_state(folder, folders):
     assert half["text"].dtype == half["pooled"].dtype == torch.bfloat16
 
 
-def test_each_encoder_cuts_at_its_own_length(folder):
-    encoder = encoder_from(TextConfig("flux", str(folder), length=8, t5_length=12))
+def test_each_encoder_cuts_at_its_own_length(flux_folder):
+    encoder = encoder_from(TextConfig("flux", str(flux_folder), length=8, t5_length=12))
     with pytest.warns(UserWarning, match="was cut after") as warned:
         found = encoder(["a small red circle left of a tree in the style of Miró"])
     assert found["text"].shape == (1, 12, 40)
@@ -54,33 +41,45 @@ def test_each_encoder_cuts_at_its_own_length(folder):
     ]
 
 
-def test_what_is_missing_is_named(folder):
-    fingerprint = completed(TextConfig("flux", str(folder))).fingerprint
+def test_each_hears_its_own_text_where_there_are_two(flux_folder):
+    encoder = encoder_from(TextConfig("flux", str(flux_folder), t5_length=20))
+    one, other = encoder(["a red circle"]), encoder(["a green tree"])
+    both = encoder([("a red circle", "a green tree"), ("a green tree",), "a red circle"])
+    assert torch.equal(both["pooled"], torch.cat([one["pooled"], other["pooled"], one["pooled"]]))
+    assert torch.equal(both["text"], torch.cat([other["text"], other["text"], one["text"]]))
+    for wrong, said in ((("a", "b", "c"), "'c'"), ((), r"\(\)")):
+        with pytest.raises(UserError, match=rf"a FLUX pipeline has 2 text encoders: a prompt is 1 to 2; got .*{said}"):
+            encoder([wrong])
+
+
+def test_what_is_missing_is_named(flux_folder):
+    fingerprint = completed(TextConfig("flux", str(flux_folder))).fingerprint
     assert len(fingerprint) == 64
     with pytest.raises(UserError, match="FLUX reads its padding"):
-        TextConfig("flux", str(folder), mask="on")
+        TextConfig("flux", str(flux_folder), mask="on")
     with pytest.raises(UserError, match="has other weights or another tokenizer"):
-        encoder_from(TextConfig("flux", str(folder), fingerprint="0" * 64)).ready()
-    for file in (folder / "tokenizer_2").glob("tokenizer*"):
+        encoder_from(TextConfig("flux", str(flux_folder), fingerprint="0" * 64)).ready()
+    for file in (flux_folder / "tokenizer_2").glob("tokenizer*"):
         file.unlink()
     with pytest.raises(UserError, match=r"has no tokenizer there and in tokenizer_2/ beside it; looked for tokenizer"):
-        encoder_from(TextConfig("flux", str(folder)))
-    shutil.rmtree(folder / "text_encoder_2")
+        encoder_from(TextConfig("flux", str(flux_folder)))
+    shutil.rmtree(flux_folder / "text_encoder_2")
     with pytest.raises(UserError, match=r"has no text_encoder_2/; FLUX reads both of its text encoders"):
-        encoder_from(TextConfig("flux", str(folder)))
+        encoder_from(TextConfig("flux", str(flux_folder)))
 
 
-def test_a_late_encoder_is_looked_for_when_it_is_asked(folder, tmp_path):
+def test_a_late_encoder_is_looked_for_when_it_is_asked(flux_folder, tmp_path):
     config = TextConfig("flux", str(tmp_path / "moved"), t5_length=20)
     late = Late(config).to("cpu", torch.bfloat16)
     late.save(tmp_path)  # frozen: nothing to write, and so nothing to read
     for ask in (lambda: late.text_width, lambda: late(["a"]), late.ready, lambda: late.fingerprint):
         with pytest.raises(UserError, match="there is no text encoder's folder"):
             ask()
-    shutil.copytree(folder, tmp_path / "moved")
+    shutil.copytree(flux_folder, tmp_path / "moved")
     eager = encoder_from(config)
     assert (late.text_width, late.pooled_width, late.vocab, late.commit) == (40, 16, 0, "")
     assert late.fingerprint == eager.fingerprint
     assert late(PROMPTS)["text"].dtype == torch.bfloat16
     assert torch.equal(late.to(dtype=torch.float32).ready()(PROMPTS)["text"], eager(PROMPTS)["text"])
+    assert torch.equal(late(PROMPTS, 12)["text"], eager(PROMPTS, 12)["text"])
     assert late.config is config

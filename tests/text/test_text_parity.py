@@ -47,10 +47,10 @@ def pipeline_of(folder, *, t5=True):
     )
 
 
-def stock_sd3(pipeline, prompts, length=100):
+def stock_sd3(pipeline, prompts, length=100, others=(None, None)):
     with torch.no_grad():
         text, null, pooled, null_pooled = pipeline.encode_prompt(
-            prompts, None, None, device="cpu", max_sequence_length=length
+            prompts, *others, device="cpu", max_sequence_length=length
         )
     return {"text": text, "pooled": pooled}, {"text": null, "pooled": null_pooled}
 
@@ -72,6 +72,53 @@ def test_sd3_is_what_diffusers_gives(sd3_folder, t5):
         assert_close(found[name], wanted[name], **TIGHT)
         assert_close(encoder([""])[name], null[name][:1], **TIGHT)
     assert (found["text"][:, 77:] == 0).all() != t5
+
+
+@pytest.mark.filterwarnings("ignore:.*was cut after 12 tokens")
+@pytest.mark.parametrize("length", [12, 30])
+def test_sd3s_encoders_each_hear_a_text_of_their_own_and_t5_any_length(sd3_folder, length):
+    pipeline, (second, third) = pipeline_of(sd3_folder), (PROMPTS[::-1], ["a tree", "red", "a cross"])
+    encoder = encoder_from(TextConfig("sd3", str(sd3_folder)))
+    for told, others in (
+        (zip(PROMPTS, second, third, strict=True), (second, third)),
+        (zip(PROMPTS, second, strict=True), (second, None)),
+        (zip(PROMPTS, PROMPTS, third, strict=True), (None, third)),
+        (PROMPTS, (None, None)),
+    ):
+        wanted, _ = stock_sd3(pipeline, PROMPTS, length, others)
+        found = encoder(list(told), length)
+        assert found["text"].shape == (3, 77 + length, 40)
+        for name in found:
+            assert_close(found[name], wanted[name], **TIGHT)
+    without = encoder_from(TextConfig("sd3", str(sd3_folder), drop=("t5",)))
+    wanted, _ = stock_sd3(pipeline_of(sd3_folder, t5=False), PROMPTS, length, (second, third))
+    with pytest.warns(UserWarning, match="the text for t5 has no effect: text.drop leaves that encoder out"):
+        found = without(list(zip(PROMPTS, second, third, strict=True)), length)
+    for name in found:
+        assert_close(found[name], wanted[name], **TIGHT)
+
+
+@pytest.mark.filterwarnings("ignore:.*was cut after 12 tokens")
+@pytest.mark.parametrize("length", [12, 30])
+def test_flux_is_what_diffusers_gives(flux_folder, length):
+    pipeline = diffusers.FluxPipeline(
+        transformer=None,
+        scheduler=None,
+        vae=None,
+        text_encoder=transformers.CLIPTextModel.from_pretrained(flux_folder / "text_encoder").eval(),
+        tokenizer=tokenizer_of(flux_folder / "tokenizer"),
+        text_encoder_2=transformers.T5EncoderModel.from_pretrained(flux_folder / "text_encoder_2").eval(),
+        tokenizer_2=tokenizer_of(flux_folder / "tokenizer_2"),
+    )
+    encoder = encoder_from(TextConfig("flux", str(flux_folder)))
+    for told, second in ((PROMPTS, None), (list(zip(PROMPTS, PROMPTS[::-1], strict=True)), PROMPTS[::-1])):
+        with torch.no_grad():
+            text, pooled, _ = pipeline.encode_prompt(PROMPTS, second, device="cpu", max_sequence_length=length)
+        found = encoder(told, length)
+        assert found["text"].shape == (3, length, 40)
+        assert_close(found["text"], text, **TIGHT)
+        assert_close(found["pooled"], pooled, **TIGHT)
+    assert encoder(PROMPTS)["text"].shape == (3, 256, 40)
 
 
 def test_sd3_cuts_long_prompts_where_diffusers_does(sd3_folder):

@@ -68,6 +68,7 @@ def parser() -> Parser:
     add("--family", metavar="NAME", help="of another project's weights, where they do not tell")
     add("--heads", type=int, metavar="N", help="of such weights' attention, where they do not tell")
     add("--codec", default="", metavar="PLACE", help="folder or hub name of the autoencoder (default: as trained)")
+    add("--text-encoder", metavar="PLACE", help="folder or hub name of the text encoder (default: as told)")
     add("--revision", default="", metavar="R", help="branch, tag or commit of a hub name")
     add("--dtype", choices=DTYPES, default="fp32", help="of the network")
     for name in SampleConfig.__dataclass_fields__:
@@ -229,16 +230,19 @@ def drawn(args: argparse.Namespace, preset: Callable[[SampleConfig], SampleConfi
     places = {key: getattr(args, key) for key in ("family", "heads", "codec", "revision")}
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        pipe = Pipeline.from_pretrained(name, device=world.device, dtype=getattr(torch, DTYPES[args.dtype]), **places)
+        dtype, encoder = getattr(torch, DTYPES[args.dtype]), args.text_encoder
+        pipe = Pipeline.from_pretrained(name, device=world.device, dtype=dtype, encoder=encoder, **places)
     for note in notes if world.main else ():
         print(f"note: {note.message}", file=sys.stderr)
     given = {key: value for key in SampleConfig.__dataclass_fields__ if (value := getattr(args, key)) is not None}
     config = merge(preset(pipe.card.sample), given)
+    places["text_encoder"] = args.text_encoder
     origin = {"checkpoint": name} | {key: value for key, value in places.items() if value}
     size = (args.size, args.size) if args.size else pipe.card.image_size
     prompts = None if args.captions is None else prompts_from(args.captions, count)
     order = Order(pipe, args.draws, count, config, args.seed, size, origin, prompts)
-    settings = {key: value for key, value in order.settings().items() if key not in ("checkpoint", "captions")}
+    may_move = ("checkpoint", "captions", "text_encoder")
+    settings = {key: value for key, value in order.settings().items() if key not in may_move}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = args.draws / f"{Path(name).stem}-{digest[:8]}"  # other settings, another folder
     order = replace(order, output=folder)
@@ -251,7 +255,8 @@ def drawn(args: argparse.Namespace, preset: Callable[[SampleConfig], SampleConfi
 
 def _drawing_options(args: argparse.Namespace) -> list[str]:
     """Options that were given and mean nothing where no samples are drawn."""
-    names = ("num_samples", "captions", "family", "heads", "codec", "revision", *SampleConfig.__dataclass_fields__)
+    places = ("family", "heads", "codec", "text_encoder", "revision")
+    names = ("num_samples", "captions", *places, *SampleConfig.__dataclass_fields__)
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) not in (None, "")]
     return (["--preset"] if args.preset != "plain" else []) + given
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..pipeline import Pipeline
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+WORDS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
+WORDS += ("max_sequence_length",)
 EPILOG = (
     "A set for FID on 8 GPUs: torchrun --nproc-per-node 8 -m ditwright sample CHECKPOINT --num-fid-samples 50000. "
     "Pictures sooner on 2: torchrun --nproc-per-node 2 -m ditwright sample CHECKPOINT --guidance-parallel"
@@ -44,7 +46,11 @@ def parser() -> Parser:
     add("--text-encoder", metavar="PLACE", help="folder or hub name of the text encoder (default: as told)")
     add("--revision", default="", metavar="R", help="branch, tag or commit of a hub name")
     add("--prompt", nargs="+", metavar="TEXT", help="of a network that hears text, one sample each")
-    add("--negative-prompt", default="", metavar="TEXT", help="what guidance leads away from")
+    add("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
+    for i in (2, 3):
+        add(f"--prompt-{i}", nargs="+", metavar="TEXT", help=f"what text encoder {i} of SD3 or FLUX hears instead")
+        add(f"--negative-prompt-{i}", metavar="TEXT", help="and is led away from")
+    add("--max-sequence-length", type=int, metavar="N", help="tokens of T5, or of the one encoder (default: as told)")
     add("--class-labels", nargs="+", metavar="LABEL", help="numbers or names, one sample each (default: every class)")
     add("--num-images", type=int, metavar="N", help="how many, where the network has no classes (default: 16)")
     add("--num-images-per-prompt", type=int, metavar="N", help="of each label (default: 1)")
@@ -71,6 +77,7 @@ def parser() -> Parser:
     add("--guidance-interval", nargs=2, metavar=interval, help="times of guidance, 0 data ... 1 noise")
     add("--guidance-rescale", metavar="PHI")
     add("--guidance-channels", metavar="N", help="guide only the first N channels (the original DiT: 3)")
+    add("--true-cfg-scale", metavar="W", help="where a network imitates guidance: away from a negative prompt as well")
     add("--skip-guidance-layers", metavar="N,N", help="blocks, from 0, to lead away from the lack of")
     add("--skip-layer-guidance-scale", metavar="W", help="and how far (default: 2.8)")
     add("--skip-layer-guidance-start", metavar="SHARE", help="of the steps, after which that begins (default: 0.01)")
@@ -82,6 +89,7 @@ def parser() -> Parser:
     add("--shift", metavar="S", help="of the times: above 1 more steps at high noise (paths without a table)")
     add("--dynamic-shift", metavar="A,B,N,M", help="or by size, exp(A) at N patches to exp(B) at M; none: neither")
     add("--set-alpha-to-one", metavar="BOOL", help="ddim ends at the clean sample, not at the table's first step")
+    add("--use-resolution-binning", metavar="BOOL", help="draw at PixArt's size of the nearest ratio, then resize")
     add("--batch-size", metavar="N", help="samples that the network sees at once")
     on = {"action": "store_const", "const": True}
     add("--guidance-parallel", **on, help="pictures: two processes, with the condition and without it")
@@ -96,9 +104,9 @@ def run(words: list[str]) -> int:
     if args["size"] and (args["height"] or args["width"]):
         raise UserError("give --size, or --height and --width")
     fid = args["num_fid_samples"] is not None
-    pictures_only = ("prompt", "negative_prompt", "class_labels", "num_images", "num_images_per_prompt", "film_strip")
+    pictures_only = (*WORDS, "class_labels", "num_images", "num_images_per_prompt", "film_strip")
     pictures_only += ("guidance_parallel", "sequence_parallel")
-    if fid and (wrong := [name for name in pictures_only if args[name] not in (None, "")]):
+    if fid and (wrong := [name for name in pictures_only if args[name] is not None]):
         known = "a set for FID draws its classes, or hears --captions"
         raise UserError(f"--{wrong[0].replace('_', '-')} is for pictures; {known}")
     if not fid and (wrong := [name for name in ("fid_batch_size", "captions") if args[name] is not None]):
@@ -191,15 +199,20 @@ def kept(
     from ..pictures import grid, save_png, sheet, to_pil
     from ..pipeline.asks import hears_text, idle
     from ..pipeline.labels import repeated
+    from ..pipeline.prompts import led_away, negatives
 
     named = repeated(asked(pipe, args), 1 if args["num_images_per_prompt"] is None else args["num_images_per_prompt"])
-    told = {"negative_prompt": args["negative_prompt"]} if args["negative_prompt"] else {}
+    away = negatives(args["negative_prompt"], args["negative_prompt_2"], args["negative_prompt_3"])
+    told = {"negative_prompt": away, "max_sequence_length": args["max_sequence_length"]}
+    told = {name: value for name, value in told.items() if value is not None}
     if not main:
         for _ in pipe.steps(named, seed=args["seed"], size=size, **told, **asdict(config)):
             pass  # the work is shared; what comes out is the other process's to keep
         return 0
-    for line in idle(named, bool(told), pipe.card.model, config):
-        print(f"note: {line.replace('negative_prompt', '--negative-prompt')}", file=sys.stderr)
+    for line in idle(named, led_away(away, {}), pipe.card.model, config):
+        for option in ("negative_prompt", "true_cfg_scale"):
+            line = line.replace(option, f"--{option.replace('_', '-')}")
+        print(f"note: {line}", file=sys.stderr)
     texts = hears_text(pipe.card.model)
     shown = chosen(config.num_inference_steps, args["film_strip"])
     output: Path = args["output"]
@@ -235,7 +248,9 @@ def drawn(
     pipe: Pipeline, labels: list[Any], shown: list[int], progress: Callable[[int], Any], **settings: Any
 ) -> tuple[np.ndarray, list[tuple[float, np.ndarray]]]:
     """Samples (N, H, W, C), and previews of the clean samples at some of the steps, each with its time."""
-    codec, film = pipe.codec.ready(), []
+    from ..pipeline.output import sized
+
+    codec, film = sized(pipe.codec.ready(), settings["size"]), []
     for i, step in enumerate(pipe.steps(labels, **settings)):
         progress(1)
         if i in shown:
@@ -255,15 +270,16 @@ def chosen(steps: int, count: int | None) -> list[int]:
 def asked(pipe: Pipeline, args: dict[str, Any]) -> list[Any]:
     """What each picture is asked for: prompts where the network hears text, else classes; None where neither."""
     from ..pipeline.asks import hears_text
+    from ..pipeline.prompts import together
 
     if hears_text(pipe.card.model):
         if args["class_labels"] or args["num_images"]:
             raise UserError("this network hears text: give --prompt, and --num-images-per-prompt for more of each")
         if not args["prompt"]:
             raise UserError("this network hears text: give --prompt TEXT; an empty one is nothing in particular")
-        return args["prompt"]
-    if args["prompt"] or args["negative_prompt"]:
-        raise UserError("--prompt and --negative-prompt are for networks that hear text; give --class-labels")
+        return together(args["prompt"], args["prompt_2"], args["prompt_3"])
+    if wrong := [name for name in WORDS if args[name]]:
+        raise UserError(f"--{wrong[0].replace('_', '-')} is for networks that hear text; give --class-labels")
     labels = pipe.labels(asked_labels(args["class_labels"], pipe.card.model.num_classes, args["num_images"]))
     return [label if pipe.card.model.num_classes else None for label in labels]
 

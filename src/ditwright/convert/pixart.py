@@ -17,6 +17,7 @@ from ..files import whole_file
 from ..model.config import DiTConfig, Positions, Stage
 from ..model.weights import State
 from . import dit
+from .bins import SIDES
 from .family import Also, Family, Portable
 from .folder import write_transformer
 from .rules import Layout, Rule, Way, halves, joined, kernel, same
@@ -169,7 +170,7 @@ def about(source: Source, layout: Layout) -> dict[str, Any]:
     side = layout.side * model.patch[0] * factor
     return {
         "process": replace(process, learned_var=model.out_channels == 2 * model.channels),
-        "sample": replace(sample, num_inference_steps=20, guidance_scale=4.5),
+        "sample": replace(sample, num_inference_steps=20, guidance_scale=4.5, use_resolution_binning=side in SIDES),
         "image_size": (side, side),
         "codec": str(source.folder) if said.get("vae") else "",
         "text": {

@@ -71,6 +71,7 @@ class SampleConfig:
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # times t at which guidance is on, as a share of the span
     guidance_rescale: float = 0.0
     guidance_channels: int | None = None  # guide only the first few channels (the original DiT: 3)
+    true_cfg_scale: float = 1.0  # of a network that imitates guidance: guided besides, away from a negative prompt
     skip_guidance_layers: tuple[int, ...] = ()  # blocks, from 0: away from what is said without them (SD3.5: 7 8 9)
     skip_layer_guidance_scale: float = 2.8
     skip_layer_guidance_start: float = 0.01  # share of the steps after which it begins ...
@@ -83,6 +84,7 @@ class SampleConfig:
     # In its place, by the picture's size: base_shift, max_shift, base_image_seq_len, max_image_seq_len
     dynamic_shift: tuple[float, float, int, int] | None = None
     set_alpha_to_one: bool = True  # ddim ends at the clean sample; if not, at the table's first step
+    use_resolution_binning: bool = False  # draw at PixArt's size of the nearest ratio, resize and crop what comes out
     batch_size: int = 64
 
     def __post_init__(self) -> None:
@@ -90,6 +92,8 @@ class SampleConfig:
             raise UserError(f"num_inference_steps must be at least 1; got {self.num_inference_steps}")
         if not 0 <= self.guidance_scale < float("inf"):
             raise UserError(f"guidance_scale must be 0 or more (1: no guidance); got {self.guidance_scale:g}")
+        if not 1 <= self.true_cfg_scale < float("inf"):
+            raise UserError(f"true_cfg_scale must be 1 or more (1: none); got {self.true_cfg_scale:g}")
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise UserError(f"guidance_interval must be two times 0 <= low <= high <= 1; got {low:g} {high:g}")

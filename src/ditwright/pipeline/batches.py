@@ -1,20 +1,55 @@
-"""Many samples through a network that sees a few at once."""
+"""Many samples through a sampler, and through a network that sees a few of them at once."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from ..accel.ready import along
 from ..diffusion.config import SampleConfig
 from ..diffusion.grid import between
 from ..diffusion.guidance import Denoise, Skip, clipped, guided
 from ..diffusion.process import Denoiser
+from ..diffusion.sampler import Step
 from ..diffusion.target import Prediction
+from ..errors import UserError
 from ..nn.runners import Without
-from .asks import Asks
+from .asks import Asks, told_beside
+from .card import Card
+from .noise import Noise
+from .plan import Plan
 
 ROWS = 8  # below about 6 rows matrix libraries switch kernels, and with them last bits: batches are filled up to this,
 # unless the network sees to it itself, as one does that is laid out for sampling (`accel.ready`)
+
+
+@torch.no_grad()
+def walk(
+    denoiser: Denoiser,
+    asks: Asks,
+    plan: Plan,
+    *,
+    card: Card,
+    config: SampleConfig,
+    noise: Noise,
+    latents: Tensor | None = None,
+) -> Iterator[Step]:
+    """The steps of a sampler; the sample in each is the sampler's own, which a caller may change in place.
+
+    `latents`: initial ones, unit noise, in place of drawn ones. UserError where they are not of the planned size.
+    """
+    path, shape = denoiser.process.path, (asks.count, card.model.channels, *plan.space)
+    sigma = max(1.0, path(plan.times[:1]).sigma.item())  # unit noise, as in the originals; more on karras
+    device = next(denoiser.parameters()).device
+    if latents is None:
+        latents = noise(torch.empty(shape, device=device))
+    elif latents.shape != shape:
+        raise UserError(f"latents must have the shape {shape}; got {tuple(latents.shape)}")
+    x = latents.to(device, torch.float32) * sigma
+    denoise = in_batches(along(denoiser, plan.times), *told_beside(asks, card, config, plan.space), times=plan.times)
+    yield from plan.sampler(denoise, x, plan.times, path, noise=noise)
 
 
 def in_batches(denoiser: Denoiser, asks: Asks, config: SampleConfig, *, times: Tensor) -> Denoise:
@@ -49,11 +84,11 @@ def skipping(config: SampleConfig, times: Tensor) -> Skip | None:
 def _guided(denoiser: Denoiser, asks: Asks, places: range, config: SampleConfig, skip: Skip | None) -> Denoise:
     """One batch, filled up to whole ROWS by copies of its last sample where the network asks for it."""
     count, fill = len(places), -len(places) % getattr(denoiser, "rows", ROWS)
-    _, cond, free = asks.rows(places.start, places.stop, fill)
+    batch = asks.rows(places.start, places.stop, fill)
     denoise = guided(
         denoiser,
-        cond,
-        free,
+        batch.cond,
+        batch.null,
         config.guidance_scale,
         interval=config.guidance_interval,
         rescale=config.guidance_rescale,

@@ -55,6 +55,8 @@ class Order:
         if self.count < 1:
             raise UserError(f"a set of samples needs at least 1 of them; got {self.count}")
         self.pipe.plan(self.config, self.size)
+        if self.config.true_cfg_scale != 1:
+            raise UserError("true_cfg_scale needs a negative prompt, which no set of samples has; give 1")
         hears = hears_text(self.pipe.card.model)
         if hears and self.prompts is None:
             raise UserError(f"captions are missing, for this network hears text; give --captions SOURCE: {SOURCE}")
@@ -94,6 +96,7 @@ class Order:
         """All that the set depends on."""
         card = self.pipe.card
         return {
+            **self.origin,
             "num_samples": self.count,
             "seed": self.seed,
             "size": list(self.size or card.image_size or ()),
@@ -102,7 +105,6 @@ class Order:
             "weights": digest(self.pipe.denoiser.state_dict()),
             "codec": to_dict(card.codec),
             **self.heard(),
-            **self.origin,
         }
 
     def heard(self) -> dict[str, Any]:
@@ -171,8 +173,9 @@ def agree(path: Path, settings: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} is missing or damaged ({error}); choose another --output") from error
     known = settings["codec"]["fingerprint"]  # by which weights are the same wherever they lie, as the network's are
-    may_move = ("checkpoint", "captions", *(("codec.source", "codec.revision") if known else ()))
-    for key, (old, new) in differences(begun, settings).items():
+    may_move = ("checkpoint", "captions", "text_encoder", *(("codec.source", "codec.revision") if known else ()))
+    usual = to_dict(SampleConfig())  # settings that older sets do not tell of
+    for key, (old, new) in differences(usual | begun, usual | settings).items():
         if key not in may_move:
             raise UserError(
                 f"{str(path.parent)!r} holds samples of other settings: {key} is {old} there and {new} now; "

@@ -177,10 +177,13 @@ def _foreign(path: Path, family: str | None, heads: int | None, codec: str, hub:
     if config.channels != model.channels:
         raise UserError(f"the codec {name!r} has {config.channels} channels; the network takes {model.channels}")
     size = portable.image_size and tuple(side // portable.factor * config.factor for side in portable.image_size)
+    sample = portable.sample
+    if size != portable.image_size:  # of an autoencoder of another factor
+        sample = replace(sample, use_resolution_binning=False)
     text = TextConfig(**portable.text)
     if hub and text.source:  # a place in the cache means nothing elsewhere
         text = replace(text, source=hub, revision=path.name)
-    card = Card(model, portable.process, config, portable.sample, portable.class_names, size, text)
+    card = Card(model, portable.process, config, sample, portable.class_names, size, text)
     state = {f"net.{key}": tensor for key, tensor in portable.state.items()}
     return Parts(_denoiser(card, state), card, codec_from(config))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UserError, did_you_mean
 
-Labels = int | str | Sequence[int | str | None] | None
+Labels = int | str | Sequence[int | str | tuple[str, ...] | None] | None  # a tuple: a prompt of several texts
 
 
 def numbers(given: Sequence[int | str | None], count: int, names: Sequence[str]) -> list[int]:

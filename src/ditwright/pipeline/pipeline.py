@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,27 +17,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..accel.ready import along, ready
+from ..accel.ready import ready
 from ..codec.base import Codec, codec_from
-from ..config import merge
 from ..diffusion.config import SampleConfig
 from ..diffusion.process import Denoiser
 from ..diffusion.sampler import Step
-from ..errors import UserError, did_you_mean, lookup, unknown
+from ..errors import UserError, lookup, unknown
 from ..text.base import TextEncoder
 from ..text.late import Late
+from ..text.tokenizer import Prompt
 from ..train.precision import resolve
-from .asks import EMBEDS, Asks, Embeds, at_hand, hears_text, idle, is_guided, of_labels, of_prompts, told_beside
-from .batches import in_batches
+from .asks import Asks, hears_text, idle, is_guided, of_labels, of_prompts
+from .batches import walk
 from .card import Card
 from .folder import load, moved, save
 from .hub import push
 from .labels import Labels, numbers, repeated
-from .noise import Generators, Noise, noise_of
-from .output import OUTPUTS, Frame, ImagePipelineOutput, go_on_with, with_weights
-from .plan import Plan, plan_for, told
+from .noise import Generators, noise_of
+from .output import OUTPUTS, TENSORS, Frame, ImagePipelineOutput, go_on_with, shown, sized, with_weights
+from .plan import Plan, plan_for, settled, size_of, told
+from .prompts import EMBEDS, Asked, Embeds, Texts, encoding, led_away, negatives, together
 
-TENSORS = ("latents", "x0")  # what a callback may ask for
+Size = tuple[int, int]  # height, width in pixels
 
 
 class Pipeline:
@@ -133,37 +134,50 @@ class Pipeline:
 
     def asks(
         self,
-        given: Sequence[int | str | None],
-        negative_prompt: str | Sequence[str] | None = "",
+        given: Asked,
+        negative_prompt: Texts = None,
         embeds: Embeds = MappingProxyType({}),
         *,
         times: int = 1,
         guided: bool = True,
+        max_sequence_length: int | None = None,
     ) -> Asks:
         """What the network is asked for: classes by number or name; or prompts where it hears text, None for none.
 
-        `embeds`: prompts that are encoded already, in the words of a call, `times` pictures of each; `guided`: false
-        where nobody will ask for the negative prompt.
+        A prompt may be a tuple, a text for each of several encoders. `embeds`: prompts that are encoded already, in the
+        words of a call, `times` pictures of each; `guided`: false where nobody will ask for the negative prompt.
         """
         if hears_text(model := self.card.model):
-            encoder = partial(at_hand, self.encoder, model)
+            encode = encoding(self.encoder, model, max_sequence_length)
             more = {"model": model, "embeds": embeds, "times": times, "guided": guided}
-            return of_prompts(given, negative_prompt, encoder, **more).to(self.device, self.dtype)
-        if negative_prompt or any(x is not None for x in embeds.values()):
-            what = "negative_prompt is" if negative_prompt else "prompt_embeds are"
-            raise UserError(f"{what} for networks that hear text; this one is conditioned on classes")
+            return of_prompts(given, negative_prompt, encode, **more).to(self.device, self.dtype)
+        for_text = {"negative_prompt is": negative_prompt, "max_sequence_length is": max_sequence_length}
+        for_text |= {"prompt_embeds are": any(x is not None for x in embeds.values())}
+        for_text |= {"prompt_2 is": any(isinstance(label, tuple) for label in given)}
+        if wrong := [what for what, there in for_text.items() if there]:
+            raise UserError(f"{wrong[0]} for networks that hear text; this one is conditioned on classes")
         return of_labels(self.labels(given), self.card.model.num_classes, self.device)
 
     @torch.no_grad()
     def encode_prompt(
-        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] = ""
+        self,
+        prompt: str | Sequence[Prompt],
+        negative_prompt: str | Sequence[Prompt] = "",
+        *,
+        prompt_2: Texts = None,
+        prompt_3: Texts = None,
+        negative_prompt_2: Texts = None,
+        negative_prompt_3: Texts = None,
+        max_sequence_length: int | None = None,
     ) -> dict[str, Tensor]:
         """Prompts as a call takes them encoded: `pipe(**pipe.encode_prompt("a cat"))` draws what `pipe("a cat")` does.
 
         "prompt_embeds" (B, M, E), "pooled_prompt_embeds" (B, P), "prompt_attention_mask" (B, M) of those that the
         network hears, and the same of the negative prompt after "negative_".
         """
-        asks = self.asks(repeated(prompt), negative_prompt)
+        given = repeated(together(prompt, prompt_2, prompt_3))
+        away = negatives(negative_prompt, negative_prompt_2, negative_prompt_3)
+        asks = self.asks(given, away, max_sequence_length=max_sequence_length)
         signs = {"": asks.cond, "negative_": asks.null}
         return {sign + EMBEDS[name][0]: x for sign, cond in signs.items() for name, x in cond.items()}
 
@@ -173,36 +187,25 @@ class Pipeline:
 
     def settings(self, given: dict[str, Any]) -> SampleConfig:
         """The checkpoint's settings with some of them replaced. UserError for a name or a value that does not fit."""
-        fields = SampleConfig.__dataclass_fields__
-        for name in given:
-            if name not in fields:
-                near = did_you_mean(name, fields)
-                raise UserError(f"unknown setting {name!r}; known: {', '.join(fields)}{near}")
-        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
-        none = ("clip", "guidance_channels", "dynamic_shift")  # where None is a value; else it means: as saved
-        return merge(self.card.sample, {k: v for k, v in plain.items() if v is not None or k in none})
+        return settled(self.card.sample, given)
 
-    def size(self, height: int | None, width: int | None, latents: Tensor | None = None) -> tuple[int, int] | None:
+    def size(self, height: int | None, width: int | None, latents: Tensor | None = None) -> Size | None:
         """Height and width in pixels: those given, of the latents given, or as trained; None where nobody knows."""
-        trained = self.card.image_size
-        if latents is not None and latents.ndim == 4:
-            trained = tuple(side * self.card.codec.factor for side in latents.shape[2:])
-        if trained is None and None in (height, width):
-            return None
-        return (trained[0] if height is None else height, trained[1] if width is None else width)
+        return size_of(self.card, height, width, latents)
 
-    def plan(self, config: SampleConfig, size: tuple[int, int] | None = None) -> Plan:
+    def plan(self, config: SampleConfig, size: Size | None = None) -> Plan:
         """Sampler, times and latent size for some settings. UserError where they ask for what cannot be done."""
         return plan_for(self.card, self.denoiser.process, config, size, guided=hears_text(self.card.model))
 
     def steps(
         self,
-        asked: Sequence[int | str | None],
+        asked: Asked,
         *,
-        negative_prompt: str | Sequence[str] | None = "",
+        negative_prompt: Texts = None,
+        max_sequence_length: int | None = None,
         seed: int = 0,
         first: int = 0,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         **settings: Any,
     ) -> Iterator[Step]:
         """Sample latents, one for each class label or prompt, step by step; the first is sample `first` of `seed`.
@@ -211,28 +214,30 @@ class Pipeline:
         `settings` are fields of SampleConfig; those not given are the checkpoint's.
         """
         config = self.settings(settings)
-        asks = self.asks(asked, negative_prompt, guided=is_guided(self.card.model, config))
+        guided = is_guided(self.card.model, config, led_away(negative_prompt, {}))
+        asks = self.asks(asked, negative_prompt, guided=guided, max_sequence_length=max_sequence_length)
         noise = noise_of(asks.count, seed, first=first)
-        yield from self._walk(asks, config, self.plan(config, size), noise)
+        yield from walk(self.denoiser, asks, self.plan(config, size), card=self.card, config=config, noise=noise)
 
     def frames(
-        self, class_labels: Sequence[int | str | None], *, codec: Codec | None = None, **settings: Any
+        self, class_labels: Asked, *, codec: Codec | None = None, size: Size | None = None, **settings: Any
     ) -> Iterator[Frame]:
         """Like `steps`, decoded to pictures, where wanted by another codec: a small one is fast enough for previews."""
-        decode = (codec or with_weights(self.codec)).decode
-        for step in self.steps(class_labels, **settings):
+        decode = sized(codec or with_weights(self.codec), size).decode
+        for step in self.steps(class_labels, size=size, **settings):
             yield Frame(step.t.item(), decode(step.x), decode(step.x0))
 
     def draw(
         self,
-        class_labels: Sequence[int | str | None],
+        class_labels: Asked,
         *,
         progress: Callable[[int], None] = lambda steps: None,
+        size: Size | None = None,
         **settings: Any,
     ) -> np.ndarray:
         """Sample a picture for each label: (N, H, W, C) uint8. Takes what `steps` takes; `progress(1)` at each step."""
-        decode = with_weights(self.codec).decode
-        for step in self.steps(repeated(class_labels), **settings):
+        decode = sized(with_weights(self.codec), size).decode
+        for step in self.steps(repeated(class_labels), size=size, **settings):
             progress(1)
             x = step.x
         return decode(x)
@@ -243,7 +248,12 @@ class Pipeline:
         prompt: Labels = None,
         *,
         class_labels: Labels = None,
-        negative_prompt: str | Sequence[str] | None = "",
+        negative_prompt: Texts = None,
+        prompt_2: Texts = None,
+        prompt_3: Texts = None,
+        negative_prompt_2: Texts = None,
+        negative_prompt_3: Texts = None,
+        max_sequence_length: int | None = None,
         prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
         prompt_attention_mask: Tensor | None = None,
@@ -267,6 +277,9 @@ class Pipeline:
         prompt: one text or several, where the network hears text; elsewhere another word for class_labels
         class_labels: one label or several, numbers or names; left out where the network has no classes
         negative_prompt: one for all or one each; what guidance leads away from, nothing in particular unless given
+        prompt_2, prompt_3, negative_...: likewise, what the further text encoders of SD3 (CLIP-L, CLIP-G, T5) and FLUX
+            (CLIP-L, T5) hear in place of it
+        max_sequence_length: tokens of T5, or of the one encoder; as the checkpoint says unless given
         prompt_embeds, pooled_prompt_embeds, prompt_attention_mask: prompts that are encoded already (`encode_prompt`),
             states (B, M, E), pooled states (B, P), and (B, M), true where there is text; no text encoder is needed
         negative_...: likewise, B or 1 of them, in place of negative_prompt
@@ -284,13 +297,15 @@ class Pipeline:
         callback_on_step_end_tensor_inputs: what it is shown: "latents", and "x0" for a preview of the clean sample
         settings: fields of SampleConfig: num_inference_steps, guidance_scale, guidance_interval, guidance_rescale,
             guidance_channels, sampler, clip, batch_size (how many the network sees at once) ...; the checkpoint's
-            unless given. guidance_scale: 1 is none; below it the picture turns away from its class
+            unless given. guidance_scale: 1 is none; below it the picture turns away from its class. true_cfg_scale: of
+            a network that imitates guidance, above 1 and with a negative_prompt. use_resolution_binning: draw at
+            PixArt's size of the nearest ratio, then resize and crop; PixArt's own checkpoints say so
         """
         if prompt is not None and class_labels is not None:
             raise UserError("give a prompt or class_labels, not both")
-        given = repeated(class_labels if prompt is None else prompt, num_images_per_prompt)
-        if negative_prompt and not isinstance(negative_prompt, str):
-            negative_prompt = [text for text in negative_prompt for _ in range(num_images_per_prompt)]
+        asked = together(class_labels if prompt is None else prompt, prompt_2, prompt_3)
+        given = repeated(asked, num_images_per_prompt)
+        away = negatives(negative_prompt, negative_prompt_2, negative_prompt_3, times=num_images_per_prompt)
         embeds = {
             "prompt_embeds": prompt_embeds,
             "pooled_prompt_embeds": pooled_prompt_embeds,
@@ -300,44 +315,26 @@ class Pipeline:
             "negative_prompt_attention_mask": negative_prompt_attention_mask,
         }
         config, model = self.settings(settings), self.card.model
-        away = any(x is not None for name, x in embeds.items() if name.startswith("negative_"))
-        for line in idle(given, bool(negative_prompt) or away, model, config):
+        negative = led_away(away, embeds)
+        for line in idle(given, negative, model, config):
             warnings.warn(line, stacklevel=3)
         make = lookup("output type", output_type, OUTPUTS)
         for name in callback_on_step_end_tensor_inputs:
             if name not in TENSORS:
                 raise unknown("callback tensor", name, TENSORS)
-        plan = self.plan(config, self.size(height, width, latents))
-        guided = is_guided(model, config)
-        asks = self.asks(given, negative_prompt, embeds, times=num_images_per_prompt, guided=guided)
+        if latents is not None and height is None and width is None:
+            config = replace(config, use_resolution_binning=False)  # they are of some size already
+        size = self.size(height, width, latents)
+        plan = self.plan(config, size)
+        more = {"guided": is_guided(model, config, negative), "max_sequence_length": max_sequence_length}
+        asks = self.asks(given, away, embeds, times=num_images_per_prompt, **more)
         noise = noise_of(asks.count, seed, generator, device=self.device, dtype=self.dtype)
-        codec = self.codec if output_type == "latent" else with_weights(self.codec)
-        for i, step in enumerate(self._walk(asks, config, plan, noise, latents)):
+        codec = self.codec if output_type == "latent" else sized(with_weights(self.codec), size)
+        told_of = {"card": self.card, "config": config, "noise": noise, "latents": latents}
+        for i, step in enumerate(walk(self.denoiser, asks, plan, **told_of)):
             if callback_on_step_end is not None:
-                tensors = {"latents": step.x, "x0": step.x0}
-                shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                given = callback_on_step_end(self, i, told(self.denoiser.process, plan.times[i]), shown) or {}
+                tensors = shown(step, callback_on_step_end_tensor_inputs)
+                given = callback_on_step_end(self, i, told(self.denoiser.process, plan.times[i]), tensors) or {}
                 go_on_with(given.get("latents", step.x), step)
         images = make(codec, step.x)
         return ImagePipelineOutput(images) if return_dict else (images,)
-
-    @torch.no_grad()
-    def _walk(
-        self,
-        asks: Asks,
-        config: SampleConfig,
-        plan: Plan,
-        noise: Noise,
-        latents: Tensor | None = None,
-    ) -> Iterator[Step]:
-        """The steps of a sampler; the sample in each is the sampler's own, which a caller may change in place."""
-        path, shape = self.denoiser.process.path, (asks.count, self.card.model.channels, *plan.space)
-        sigma = max(1.0, path(plan.times[:1]).sigma.item())  # unit noise, as in the originals; more on karras
-        if latents is None:
-            latents = noise(torch.empty(shape, device=self.device))
-        elif latents.shape != shape:
-            raise UserError(f"latents must have the shape {shape}; got {tuple(latents.shape)}")
-        x = latents.to(self.device, torch.float32) * sigma
-        denoiser = along(self.denoiser, plan.times)
-        denoise = in_batches(denoiser, *told_beside(asks, self.card, config, plan.space), times=plan.times)
-        yield from plan.sampler(denoise, x, plan.times, path, noise=noise)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
+from ..config import merge
+from ..convert.bins import SIDES, nearest
 from ..diffusion.config import SampleConfig
 from ..diffusion.grid import grid_for, landings, respaced, shifted, strided, to_first_step
 from ..diffusion.path import DDPM
 from ..diffusion.process import Index, Process
 from ..diffusion.sampler import SAMPLERS, Sampler, ddim
 from ..diffusion.times import flux_shift
-from ..errors import UserError, lookup
+from ..errors import UserError, did_you_mean, lookup
 from ..model.baseline import NetConfig
 from ..model.config import DiTConfig
 from .card import Card
@@ -29,16 +32,44 @@ class Plan(NamedTuple):
     space: tuple[int, ...]  # height, width of the latents
 
 
+def settled(own: SampleConfig, given: Mapping[str, Any]) -> SampleConfig:
+    """A checkpoint's settings with some of them replaced. UserError for a name or a value that does not fit."""
+    fields = SampleConfig.__dataclass_fields__
+    for name in given:
+        if name not in fields:
+            near = did_you_mean(name, fields)
+            raise UserError(f"unknown setting {name!r}; known: {', '.join(fields)}{near}")
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+    none = ("clip", "guidance_channels", "dynamic_shift")  # where None is a value; else it means: as saved
+    return merge(own, {k: v for k, v in plain.items() if v is not None or k in none})
+
+
+def size_of(card: Card, height: int | None, width: int | None, latents: Tensor | None) -> tuple[int, int] | None:
+    """Height and width in pixels: those given, of the latents given, or as trained; None where nobody knows."""
+    trained = card.image_size
+    if latents is not None and latents.ndim == 4:
+        trained = tuple(side * card.codec.factor for side in latents.shape[2:])
+    if trained is None and None in (height, width):
+        return None
+    return (trained[0] if height is None else height, trained[1] if width is None else width)
+
+
 def plan_for(
     card: Card, process: Process, config: SampleConfig, size: tuple[int, int] | None = None, *, guided: bool
 ) -> Plan:
     """For a network that `card` describes. `size`: in pixels, the trained one unless given; `guided`: it hears prompts.
 
-    UserError where the settings ask for what cannot be done.
+    Where pictures are drawn at another size and then resized, the latents' is that one. UserError where the settings
+    ask for what cannot be done.
     """
     model, size, factor = card.model, size or card.image_size, card.codec.factor
     if config.guidance_scale != 1 and not model.num_classes and not guided:
         raise UserError("guidance needs a condition; this network is unconditional: use guidance_scale 1")
+    if config.true_cfg_scale != 1 and not (guided and imitates(model)):
+        raise UserError(
+            "true_cfg_scale is for networks that hear text and imitate guidance (model.guidance); this one is guided "
+            "by guidance_scale: leave true_cfg_scale 1"
+        )
     if (config.guidance_channels or 0) > model.channels:
         raise UserError(f"guidance_channels must be at most {model.channels}; got {config.guidance_channels}")
     check_layers(model, config.skip_guidance_layers)
@@ -47,6 +78,8 @@ def plan_for(
         raise UserError(f"pictures have 2 axes; the network's patch {model.patch} has {len(unit)}")
     if size is None:
         raise UserError("these weights do not tell how large their pictures are: give height and width")
+    if config.use_resolution_binning:
+        size = binned(size, card.image_size)
     if any(s < 1 or s % u for s, u in zip(size, unit, strict=True)):
         raise UserError(
             f"picture size {size[0]}x{size[1]} is not divisible by {unit[0]}x{unit[1]} (codec times patch); "
@@ -57,6 +90,25 @@ def plan_for(
     if sampler is ddim and isinstance(process.path, DDPM) and config.timestep_spacing != "auto":
         sampler = partial(ddim, to=landings(times, process.path.steps, config.set_alpha_to_one))
     return Plan(sampler, times, tuple(s // factor for s in size))
+
+
+def binned(size: tuple[int, int], trained: tuple[int, int] | None) -> tuple[int, int]:
+    """PixArt's size of the nearest ratio. UserError where a network was not trained at one of its sides."""
+    side = (trained or (0, 0))[0]
+    if trained != (side, side) or side not in SIDES:
+        sides = ", ".join(map(str, SIDES))
+        raise UserError(
+            f"use_resolution_binning is for networks of {sides} pixels along both sides, for which PixArt has sizes; "
+            f"this one is for {'an unknown size' if trained is None else f'{trained[0]}x{trained[1]}'}"
+        )
+    if min(size) < 1:
+        raise UserError(f"height and width must be at least 1; got {size[0]} and {size[1]}")
+    return nearest(*size, side)
+
+
+def imitates(model: NetConfig) -> bool:
+    """Whether a network is told a scale of guidance, which it imitates."""
+    return isinstance(model, DiTConfig) and model.guidance
 
 
 def times_for(process: Process, config: SampleConfig, tokens: int) -> Tensor:

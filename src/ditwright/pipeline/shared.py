@@ -72,8 +72,11 @@ def shared(
             f"guidance by halves takes 2 processes, tokens in N parts N times as many: {wanted} here, and torchrun "
             f"started {world.size}"
         )
-    if guidance and not is_guided(model, config):
-        raise UserError("guidance has no second half here: guidance_scale is 1, or the network imitates guidance")
+    if guidance and not is_guided(model, config, negative=True):
+        raise UserError(
+            "guidance has no second half here: guidance_scale is 1, or the network imitates guidance and its "
+            "true_cfg_scale is 1"
+        )
     if sequence > 1 and not isinstance(model, DiTConfig):
         raise UserError("a U-Net's work cannot be shared by tokens; it has none")
     if sequence > 1 and isinstance(model, DiTConfig) and model.heads % sequence:

@@ -20,6 +20,7 @@ from .config import TextConfig
 from .flux import Flux
 from .frozen import Frozen
 from .sd3 import SD3
+from .tokenizer import Prompt
 
 
 class TextEncoder(Protocol):
@@ -47,10 +48,12 @@ class TextEncoder(Protocol):
     def commit(self) -> str:
         """Of the hub; empty where it is a folder or a package."""
 
-    def __call__(self, prompts: Sequence[str]) -> Cond:
+    def __call__(self, prompts: Sequence[Prompt], length: int | None = None) -> Cond:
         """Gives "text" (B, M, E) states or (B, M) int64 ids, perhaps "text_mask" (B, M), perhaps "pooled" (B, P).
 
         The empty prompt is one as any other, and the null condition. What does not fit is cut, with a warning.
+        `length`: tokens, of T5 where there are several encoders, in place of the configured ones. UserError where a
+        prompt is more texts than there are encoders, or the encoder cannot read so many tokens.
         """
 
     def ready(self) -> TextEncoder:

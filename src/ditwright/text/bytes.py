@@ -13,7 +13,7 @@ import torch
 from ..diffusion.process import Cond
 from ..errors import UserError
 from .config import TextConfig
-from .tokenizer import Tokenizer, checked
+from .tokenizer import Prompt, Tokenizer, checked
 
 
 class Bytes:
@@ -40,9 +40,10 @@ class Bytes:
         """SHA-256 of the tokenizer."""
         return self.tokenizer.fingerprint
 
-    def __call__(self, prompts: Sequence[str]) -> Cond:
-        """Gives "text" (B, M) int64 and "text_mask" (B, M)."""
-        ids, mask = self.tokenizer(checked(prompts, lower=self.config.lower))
+    def __call__(self, prompts: Sequence[Prompt], length: int | None = None) -> Cond:
+        """Gives "text" (B, M) int64 and "text_mask" (B, M); `length`: M, in place of the one it is made with."""
+        tokenizer = self.tokenizer if length is None else Tokenizer(self.tokenizer.backend, length)
+        ids, mask = tokenizer(checked(prompts, lower=self.config.lower))
         return {"text": ids.to(self.device), "text_mask": mask.to(self.device)}
 
     def ready(self) -> Bytes:

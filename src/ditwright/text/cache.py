@@ -25,9 +25,9 @@ from ..errors import UserError
 from ..files import whole_file
 from ..model.weights import write_safetensors
 from .base import TextEncoder, completed, pinned
-from .config import KINDS_OF_ONE, TextConfig
+from .config import KINDS_OF_ONE, SEVERAL, TextConfig
 from .frozen import DTYPES
-from .tokenizer import checked, encodable
+from .tokenizer import Prompt, checked, encodable
 
 FOLDER, INDEX = "captions", "captions.json"  # of a prepared set; in it
 FORMAT = "ditwright-captions-1"
@@ -140,11 +140,14 @@ class CachedText:
         """Whether it is one of them."""
         return prompt in self._places
 
-    def __call__(self, prompts: Sequence[str]) -> Cond:
+    def __call__(self, prompts: Sequence[Prompt], length: int | None = None) -> Cond:
         """As the encoder: "text" (B, M, E), and so on; zeros where padding was not kept.
 
-        UserError for other prompts.
+        UserError for other prompts, and for another length than theirs.
         """
+        own = self.config.t5_length if self.config.kind in SEVERAL else self.config.length
+        if length not in (None, own):
+            raise UserError(f"these captions were encoded with {own} tokens; encode them with the encoder for {length}")
         found = [self._row(prompt) for prompt in checked(prompts)]
         return {name: torch.stack([row[name] for row in found]).to(self.device) for name in found[0]}
 

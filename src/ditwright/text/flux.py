@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ..diffusion.process import Cond
 from .several import Place, Several
+from .tokenizer import Prompt
 
 PARTS = {"clip": Place("text_encoder", "clip"), "t5": Place("text_encoder_2", "t5")}
 
@@ -30,7 +31,7 @@ class Flux(Several):
         """P."""
         return self.parts["clip"].pooled_width
 
-    def __call__(self, prompts: Sequence[str]) -> Cond:
+    def __call__(self, prompts: Sequence[Prompt], length: int | None = None) -> Cond:
         """Gives "text" (B, M, E) and "pooled" (B, P); there is no mask: FLUX reads its padding."""
-        found = self.said(prompts)
+        found = self.said(prompts, length)
         return {"text": found["t5"]["text"], "pooled": found["clip"]["pooled"]}

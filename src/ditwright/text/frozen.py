@@ -18,7 +18,7 @@ from ..diffusion.process import Cond
 from ..errors import UserError
 from .config import TextConfig
 from .folder import class_of, fingerprint, inside, is_projected, locate, packaged, read_net, read_shape, read_tokenizer
-from .tokenizer import checked, fit
+from .tokenizer import Prompt, checked, fit
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AT_ONCE = 64  # prompts that a GPU encodes together; a CPU takes one at a time, so that none depends on its batch
@@ -36,9 +36,7 @@ class Frozen:
         self.config, self._lock = config, threading.RLock()
         self._net: nn.Module | None = None
         self.device, self.dtype = torch.device("cpu"), DTYPES[config.dtype]
-        limit = getattr(self.shape, "max_position_embeddings", None)
-        if limit and config.length > limit:
-            raise UserError(f"text.length is {config.length}; {self.source!r} reads at most {limit} tokens")
+        self._tokens(config.length, "text.length")
         if -config.layer > self.shape.num_hidden_layers + 1:
             raise UserError(f"text.layer is {config.layer}; {self.source!r} has {self.shape.num_hidden_layers} layers")
         _ = self._class
@@ -90,21 +88,22 @@ class Frozen:
                 self._net = read_net(self._places[0], self._class, self.shape, self.dtype).to(self.device)
             return self._net
 
-    def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def tokens(self, prompts: Sequence[Prompt], length: int | None = None) -> tuple[Tensor, Tensor]:
         """Ids (B, M) int64 and mask (B, M), as its own tokenizer gives them. Warns of what it cuts."""
-        texts, length = checked(prompts, lower=self.config.lower), self.config.length
+        length = self.config.length if length is None else self._tokens(length, "max_sequence_length")
+        texts = checked(prompts, lower=self.config.lower)
         with self._lock:
             found = self.tokenizer(texts, padding=False, truncation=False, verbose=False)
         return fit(found.encodings, texts, length, pad=self.tokenizer.pad_token_id, reader=self._places[0].name)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> Cond:
+    def __call__(self, prompts: Sequence[Prompt], length: int | None = None) -> Cond:
         """Gives "text" (B, M, E) in the encoder's dtype, on its device; with it "text_mask" (B, M) or "pooled" (B, P).
 
-        The one where padding is hidden, the other with kind clip.
+        The one where padding is hidden, the other with kind clip. `length`: M, in place of the configured one.
         """
         distinct = list(dict.fromkeys(checked(prompts)))
-        ids, mask = (found.to(self.device) for found in self.tokens(distinct))
+        ids, mask = (found.to(self.device) for found in self.tokens(distinct, length))
         size = 1 if self.device.type == "cpu" else AT_ONCE
         parts = [self._encode(i, m) for i, m in zip(ids.split(size), mask.split(size), strict=True)]
         cond = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -144,6 +143,13 @@ class Frozen:
         if config.kind == "clip":
             cond["pooled"] = out.text_embeds if is_projected(self.shape) else out.pooler_output
         return cond
+
+    def _tokens(self, length: int, name: str) -> int:
+        """So many, if it can read them."""
+        limit = getattr(self.shape, "max_position_embeddings", None)
+        if limit and length > limit:
+            raise UserError(f"{name} is {length}; {self.source!r} reads at most {limit} tokens")
+        return length
 
     @property
     def _kind(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from ..diffusion.process import Cond
 from .base import TextEncoder, encoder_from
 from .config import TextConfig
+from .tokenizer import Prompt
 
 
 class Late:
@@ -57,9 +58,9 @@ class Late:
         """Of the hub; empty where it is a folder or a package."""
         return self.made.commit
 
-    def __call__(self, prompts: Sequence[str]) -> Cond:
+    def __call__(self, prompts: Sequence[Prompt], length: int | None = None) -> Cond:
         """What the encoder gives."""
-        return self.made(prompts)
+        return self.made(prompts, length)
 
     def ready(self) -> Late:
         """Makes it and reads its weights now, returns itself. UserError where they are not there."""

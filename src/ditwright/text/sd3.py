@@ -18,7 +18,7 @@ from ..errors import UserError
 from .config import TextConfig
 from .folder import is_projected, read_shape
 from .several import Place, Several
-from .tokenizer import checked
+from .tokenizer import Prompt
 
 PARTS = {
     "clip_l": Place("text_encoder", "clip", -2),
@@ -60,12 +60,12 @@ class SD3(Several):
         """P."""
         return self.widths["clip_l"][1] + self.widths["clip_g"][1]
 
-    def __call__(self, prompts: Sequence[str]) -> Cond:
+    def __call__(self, prompts: Sequence[Prompt], length: int | None = None) -> Cond:
         """Gives "text" (B, M, E) and "pooled" (B, P); there is no mask: SD3 reads its padding."""
-        batch = len(checked(prompts))
-        found = self.said(prompts)
+        found, batch = self.said(prompts, length), len(prompts)
+        tokens = dict.fromkeys(PARTS, self.config.length) | {"t5": length or self.config.t5_length}
         states = {
-            part: found[part]["text"] if part in found else self._zeros(batch, self._tokens(part), self.widths[part][0])
+            part: found[part]["text"] if part in found else self._zeros(batch, tokens[part], self.widths[part][0])
             for part in PARTS
         }
         pooled = [
@@ -89,9 +89,6 @@ class SD3(Several):
         if part == "t5" and network.is_file():
             return json.loads(network.read_text()).get("joint_attention_dim", WIDTHS[part][0]), 0
         return WIDTHS[part]
-
-    def _tokens(self, part: str) -> int:
-        return self.config.t5_length if part == "t5" else self.config.length
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, device=self.device, dtype=self.dtype)

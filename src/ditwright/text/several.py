@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from ..errors import UserError
 from .config import TextConfig
 from .folder import locate
 from .frozen import DTYPES, Frozen
+from .tokenizer import Prompt, checked
 
 
 class Place(NamedTuple):
@@ -50,9 +52,28 @@ class Several:
         lines = [f"{part} {encoder.fingerprint}" for part, encoder in self.parts.items()]
         return hashlib.sha256("\n".join([self.config.kind, *lines]).encode()).hexdigest()
 
-    def said(self, prompts: Sequence[str]) -> dict[str, Cond]:
-        """What each encoder gives."""
-        return {part: encoder(prompts) for part, encoder in self.ready().parts.items()}
+    def said(self, prompts: Sequence[Prompt], length: int | None = None) -> dict[str, Cond]:
+        """What each encoder gives; `length`: T5's tokens, in place of the configured ones."""
+        texts = self.texts(prompts)
+        first = next(iter(texts.values()))
+        for part in texts.keys() - self.parts.keys():
+            if texts[part] != first:
+                warnings.warn(f"the text for {part} has no effect: text.drop leaves that encoder out", stacklevel=4)
+        own = {part: length if place.kind == "t5" else None for part, place in self.places.items()}
+        return {part: encoder(texts[part], own[part]) for part, encoder in self.ready().parts.items()}
+
+    def texts(self, prompts: Sequence[Prompt]) -> dict[str, list[str]]:
+        """What each encoder of `places` hears: of a prompt that is a text for each its own, or else the first."""
+        each = [prompt if isinstance(prompt, tuple) else (prompt,) for prompt in prompts]
+        count = len(self.places)
+        if wrong := [own for own in each if not 1 <= len(own) <= count]:
+            raise UserError(
+                f"{self.whose} pipeline has {count} text encoders: a prompt is 1 to {count}; got {wrong[0]!r}"
+            )
+        return {
+            part: checked(prompts if isinstance(prompts, str) else [own[i] if i < len(own) else own[0] for own in each])
+            for i, part in enumerate(self.places)
+        }
 
     def ready(self) -> Self:
         """Reads the weights now, returns itself. UserError where they are not there, or not the ones meant."""

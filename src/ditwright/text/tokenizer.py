@@ -22,6 +22,7 @@ from ..files import whole_file
 FILE = "tokenizer.json"
 PAD, BEGIN, END = "<pad>", "<begin>", "<end>"  # ids 0, 1, 2
 SMALLEST = 256 + 3  # every byte, and the three
+Prompt = str | tuple[str, ...]  # of several encoders a text for each; those that are left out hear the first
 
 
 class Tokenizer:
@@ -92,8 +93,13 @@ def learn(captions: Iterable[str], vocab: int, *, length: int = 77) -> Tokenizer
     return Tokenizer(backend, length)
 
 
-def checked(prompts: Sequence[str], *, lower: bool = False) -> list[str]:
-    """Prompts as a list. UserError where they are none, or one string, or hold what is no string."""
+def checked(prompts: Sequence[Prompt], *, lower: bool = False) -> list[str]:
+    """Prompts of one encoder as a list. UserError where they are none, or one string, or hold what is no string."""
+    if several := [prompt for prompt in prompts if isinstance(prompt, tuple)]:
+        raise UserError(
+            f"a text for each of several encoders, as prompt_2 is one, is for those of SD3 and FLUX; this text encoder "
+            f"is alone, and got {several[0]!r}"
+        )
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts) or not len(prompts):
         raise UserError(f"prompts are a list of one or more strings; got {prompts!r}")
     return [encodable(prompt.lower().strip() if lower else prompt) for prompt in prompts]

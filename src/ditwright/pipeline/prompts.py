@@ -1,0 +1,131 @@
+"""What a call says in words: prompts, a text for each of an encoder's parts where it has several, encoded or not yet.
+
+B prompts of M tokens, E the width of their states, P that of the pooled state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..diffusion.process import Cond
+from ..errors import UserError
+from ..model.config import DiTConfig
+from ..text.base import TextEncoder, agree
+from ..text.tokenizer import Prompt
+
+Asked = Sequence[int | Prompt | None]  # of each picture: the number or name of a class; a prompt, None for none
+Texts = str | Sequence[Prompt] | None  # one for all pictures, or one each
+Encode = Callable[[Sequence[Prompt]], Cond]
+Embeds = Mapping[str, Any]  # tensors, or None, under diffusers' names
+EMBEDS = {  # ours -> diffusers' name, to which "negative_" may be put; its axes
+    "text": ("prompt_embeds", "BME"),
+    "pooled": ("pooled_prompt_embeds", "BP"),
+    "text_mask": ("prompt_attention_mask", "BM"),
+}
+
+
+def together(prompt: Any, *others: Texts, name: str = "prompt") -> Any:
+    """Prompts with `others`, prompt_2 and so on, as tuples of a text for each encoder; as they are without others.
+
+    Each is one for all or one each; an empty one is no other, and its encoder hears `prompt`. UserError where their
+    numbers differ, or where there is no prompt.
+    """
+    if not any(others):
+        return prompt
+    if prompt is None:
+        raise UserError(f"{name}_2 and {name}_3 go with {name}, and not with {name}_embeds")
+    last = max(i for i, other in enumerate(others, 1) if other)
+    columns = [_several(other or prompt) for other in (prompt, *others[:last])]
+    count = max(map(len, columns))
+    if any(len(column) not in (1, count) for column in columns):
+        got = ", ".join(str(len(column)) for column in columns)
+        raise UserError(f"{name}, {name}_2 and {name}_3 are one for all or one each; got {got}")
+    return [tuple(column[i % len(column)] for column in columns) for i in range(count)]
+
+
+def negatives(negative: Texts, *others: Texts, times: int = 1) -> Texts:
+    """What a call leads away from, each `times` unless one is for all; `others` as of `together`. None: not given."""
+    given = together("" if negative is None and any(others) else negative, *others, name="negative_prompt")
+    if given is None or isinstance(given, str) or len(given) == 1:
+        return given
+    return [text for text in given for _ in range(times)]
+
+
+def encoding(encoder: TextEncoder | None, model: DiTConfig, length: int | None = None) -> Encode:
+    """How texts are encoded for a network; `length`: tokens of each, in place of the encoder's own number.
+
+    UserError, at once or when there is something to encode, where that cannot be.
+    """
+    if length is not None and length < 2:
+        raise UserError(f"max_sequence_length must be at least 2 tokens; got {length}")
+
+    def encode(texts: Sequence[Prompt]) -> Cond:
+        found = at_hand(encoder, model)
+        return heard(found(texts) if length is None else found(texts, length), model)
+
+    return encode
+
+
+def at_hand(encoder: TextEncoder | None, model: DiTConfig) -> TextEncoder:
+    """The text encoder of a network with its weights. UserError where it is not there or of other widths."""
+    if encoder is None:
+        raise UserError("this network hears text, and its checkpoint names no text encoder: pass encoder=")
+    try:
+        agree(encoder.config, model, encoder)
+        return encoder.ready()
+    except UserError as error:
+        advice = "from_pretrained takes another place as encoder=, and prompt_embeds need none"
+        raise UserError(f"{error}; {advice}") from None
+
+
+def heard(cond: Cond, model: DiTConfig) -> Cond:
+    """Of what an encoder gives that which a network reads."""
+    widths = {"text": model.text_width, "text_mask": model.text_width, "pooled": model.pooled_width}
+    return {name: x for name, x in cond.items() if widths.get(name, 1)}
+
+
+def encoded(embeds: Embeds, model: DiTConfig, sign: str = "") -> Cond:
+    """What a caller encoded: "text" (B, M, E), "text_mask" (B, M), "pooled" (B, P); nothing where nothing is given.
+
+    `sign`: "negative_" for what guidance leads away from. UserError where the network would not understand.
+    """
+    names = {ours: sign + theirs for ours, (theirs, _) in EMBEDS.items()}
+    found = {ours: x for ours, name in names.items() if (x := embeds.get(name)) is not None}
+    if not found:
+        return {}
+    if model.text_vocab:
+        raise UserError(f"{sign}prompt_embeds are states; this network reads ids of its own tokenizer: give prompts")
+    for ours, x in found.items():
+        axes = EMBEDS[ours][1]
+        if not isinstance(x, Tensor) or x.ndim != len(axes):
+            got = f"the shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise UserError(f"{names[ours]} is a tensor ({', '.join(axes)}); got {got}")
+    for ours, key in (("text", "text_width"), ("pooled", "pooled_width")):
+        name, width = names[ours], getattr(model, key)
+        if width and ours not in found:
+            raise UserError(f"this network asks for {name} of width {width} (model.{key}): give it too")
+        if ours in found and found[ours].shape[-1] != width:
+            raise UserError(f"{name} has width {found[ours].shape[-1]}; the network takes {width} (model.{key})")
+    if "text_mask" in found and "text" not in found:
+        raise UserError(f"{names['text_mask']} is of states; the network reads none (model.text_width 0)")
+    shapes = {names[ours]: tuple(x.shape[:2] if ours != "pooled" else x.shape[:1]) for ours, x in found.items()}
+    if any(
+        here != there[: len(here)] for here in shapes.values() for there in shapes.values() if len(here) <= len(there)
+    ):
+        told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise UserError(f"these are not of the same prompts and tokens: {told}")
+    return {ours: x.bool() if ours == "text_mask" else x for ours, x in found.items()}
+
+
+def led_away(negative: Texts, embeds: Embeds) -> bool | None:
+    """Whether a call names something to be led away from; None where it gives nothing of the kind, not even ""."""
+    if any(x is not None for name, x in embeds.items() if name.startswith("negative_")):
+        return True
+    return None if negative is None else bool(negative)
+
+
+def _several(texts: Any) -> list[Any]:
+    return [texts] if isinstance(texts, (int, str)) else list(texts)
