@@ -26,7 +26,7 @@ from ditwright.train.processes import at_most, together
 
 PROMPTS, SHOWN = 200, 8  # for each number of things; and of them in the picture
 SPACE, TEXT = (32, 32), 16  # pixels, tokens
-LAYOUT, STEPS, BATCH = 1200, 1500, 32  # of the MM-DiT: steps of either training, and samples in each
+LAYOUT, STEPS, BATCH = 800, 2000, 32  # of the MM-DiT: steps of either training, and samples in each
 
 
 def steps_of(route, steps):
@@ -50,28 +50,26 @@ def show(folder):
     held = [drawn("held out", PROMPTS, objects=(count,), seed=1) for count in (1, 2)]
     prompts = [text for part in held for text in part.texts]
     some = [count * PROMPTS + n for count in range(2) for n in range(SHOWN)]
-    heads = ("things", "steps", "whole sentence", *ATTRIBUTES)
-    rows, report, pictures, words = (
-        ["| route | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"],
-        {},
-        [],
-        [],
-    )
+    heads = ("route", "things", "steps", "whole sentence", *ATTRIBUTES)
+    rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    report, pictures, words = {}, [], []
     for route in ROUTES:
         pipe = Pipeline.from_pretrained(folder / route, device=best_device()).ready()
         images = pipe.draw(prompts, seed=0)
         found = fidelity(prompts, images)
-        report[route] = {"steps": steps_of(route, STEPS), **found.plain()}
+        steps = sum(steps_of(route, count) for count in (LAYOUT, STEPS))
+        report[route] = {"steps": steps, **found.plain()}
         for count in (1, 2):
             row = found[count]
             shares = [getattr(row, name) for name in ATTRIBUTES]
             told = [
+                route,
                 str(count),
-                f"{steps_of(route, STEPS):,}",
+                f"{steps:,}",
                 str(row.sentence),
                 *(f"{s.value:.1%}" if s else "" for s in shares),
             ]
-            rows.append(f"| {route} | " + " | ".join(told) + " |")
+            rows.append("| " + " | ".join(told) + " |")
         pictures += [images[n] for n in some]
         words += [prompts[n] if route == next(iter(ROUTES)) else route for n in some]
     (folder / "table.md").write_text("\n".join(rows) + "\n")

@@ -29,7 +29,7 @@ SOURCES: dict[str, Callable[..., Dataset]] = {  # by image_size, None for the da
     "digits-held-out": lambda size=None: digits("held out"),
     "photos": lambda size=None: photos(size or 64),
     "photos-held-out": lambda size=None: held_out(size or 64),
-    "scenes": lambda size=None: scenes("train", 40_000, objects=(1, 2), size=size or 32),  # captioned; never mirror
+    "scenes": lambda size=None: scenes("train", 40_000, objects=(1, 1, 2), size=size or 32),  # captioned; never mirror
     "scenes-2": lambda size=None: scenes("train", 40_000, objects=(2,), size=size or 32),  # each says a relation
     "scenes-held-out": lambda size=None: scenes("held out", 2000, objects=(1, 2), size=size or 32),
     "scenes-3": lambda size=None: scenes("train", 40_000, size=size or 32),  # of up to three things

@@ -22,6 +22,7 @@ def emoji() -> TrainConfig:
         config,
         steps=1500,
         text=replace(config.text, length=24),
+        sample=replace(config.sample, guidance_scale=2.5, guidance_interval=(0.0, 1.0)),  # as measured
         data=replace(config.data, source="emoji"),
         log=replace(config.log, preview_every=500),
     )
