@@ -77,21 +77,18 @@ def fit(
     history = loss if skip and isinstance(loss, nn.Module) else None
     optim.zero_grad()
     for step in count(done):
-        total, samples, why = 0.0, 0, ""
+        seen: list[tuple[Batch, Tensor]] = []
         before = {} if history is None else {name: kept.clone() for name, kept in history.state_dict().items()}
         for _ in range(accumulate):
             if (batch := next(batches, None)) is None:
                 return
-            samples += len(batch.x0)
-            if why:
-                continue  # its place in the sequence is used up all the same
             with autocast():
                 value = loss(ask, batch.x0, batch.cond, batch.draws).mean() / accumulate
-            shared = mean(value.item())
-            if math.isfinite(shared):
-                value.backward()
-                total += shared
-                continue
+            value.backward()  # before it is known: who asks for it has a GPU wait, and its next kernels start late
+            seen.append((batch, value.detach()))
+        losses, why = [mean(value.item()) for _, value in seen], ""
+        if wrong := [n for n, shared in enumerate(losses) if not math.isfinite(shared)]:
+            (batch, value), shared = seen[wrong[0]], losses[wrong[0]]
             with autocast():
                 again = partial(loss, plain, batch.x0, batch.cond, batch.draws.again())
                 why = cause_of_loss(step + 1, shared, value.item(), plain, batch.x0, again)
@@ -105,13 +102,15 @@ def fit(
             if history is not None:
                 history.load_state_dict(before)
         else:
-            if clip / (length + 1e-6) < 1:  # as torch has it; to multiply them all by 1 takes its time
-                nn.utils.clip_grads_with_norm_(params, clip, length)
+            if (scale := (clip / (length + 1e-6)).item()) < 1:  # as torch has it; to multiply all by 1 takes its time
+                grads = [p.grad for p in params if p.grad is not None]
+                torch._foreach_mul_(grads, scale)  # a number, no tensor: weights may lie on several meshes
             for group, lr in zip(optim.param_groups, base, strict=True):
                 group["lr"] = lr * schedule(step)
             optim.step()
             if ema is not None:
                 ema.update()
         optim.zero_grad()
-        seen = (math.nan, math.nan) if why else (total, length.item())
-        yield Tick(step + 1, *seen, optim.param_groups[0]["lr"], samples, skipped, why)
+        samples = sum(len(batch.x0) for batch, _ in seen)
+        told = (math.nan, math.nan) if why else (sum(losses), length.item())
+        yield Tick(step + 1, *told, optim.param_groups[0]["lr"], samples, skipped, why)
