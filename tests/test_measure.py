@@ -263,21 +263,26 @@ def test_tensorboard_draws_a_curve_of_each_number(tiny, words, judge, tmp_path):
 
 @pytest.fixture(scope="module")
 def together(tiny_words, judge, tmp_path_factory):
-    """The folder of a run by one process, and of the same by two under torchrun, each noting what it drew."""
+    """The folder of a run by one process, and of the same by two under torchrun, each noting what it drew.
+
+    The two hold copies of the weights ("two") or a half of them each ("halves").
+    """
     folder = tmp_path_factory.mktemp("together")
     words = [*tiny_words, "--steps", "4", "--log.preview_every", "0", "--sample.batch_size", "16"]
     words += ["--measure.every", "2", "--measure.extractor", judge, "--measure.samples", str(COUNT)]
     here = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(__file__).parent)}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, start in (("one", [sys.executable]), ("two", torchrun)):
-        command = [*start, __file__, str(folder / name), *words]
+    halves = ["--parallel.shard", "2"]
+    for name, start, more in (("one", [sys.executable], []), ("two", torchrun, []), ("halves", torchrun, halves)):
+        command = [*start, __file__, str(folder / name), *words, *more]
         done = subprocess.run(command, env=os.environ | here, capture_output=True, text=True, timeout=300)
         assert (folder / name / "checkpoints/step-00000004").is_dir(), done.stderr
     return folder
 
 
-def test_two_processes_find_what_one_does(together):
-    one, two = (scores_of(together / name) for name in ("one", "two"))
+@pytest.mark.parametrize("name", ["two", "halves"])
+def test_two_processes_find_what_one_does(name, together):
+    one, two = (scores_of(together / run) for run in ("one", name))
     assert list(one) == list(two) == [2, 4]
     for step, key in ((step, key) for step in one for key in KEYS):
         a, b = one[step][key], two[step][key]
@@ -289,10 +294,11 @@ def test_two_processes_find_what_one_does(together):
 
 def test_two_processes_share_the_drawing(together):
     drawn = {
-        name: [json.loads(path.read_text()) for path in sorted(together.glob(f"{name}-*"))] for name in ("one", "two")
+        name: [json.loads(path.read_text()) for path in sorted(together.glob(f"{name}-*"))]
+        for name in ("one", "two", "halves")
     }
     assert drawn["one"] == [[[0, 16], [16, 16], [32, 12]] * 2]
-    assert drawn["two"] == [[[0, 16]] * 2, [[16, 16], [32, 12]] * 2]
+    assert drawn["two"] == drawn["halves"] == [[[0, 16]] * 2, [[16, 16], [32, 12]] * 2]
 
 
 # what is refused, and leaves no trace

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ditwright import run as running
+from ditwright.cli.main import main
 from ditwright.codec.config import CodecConfig
 from ditwright.config import merge, overrides
 from ditwright.data.base import Pictures
@@ -24,6 +25,7 @@ from ditwright.run import train
 from ditwright.text.config import TextConfig
 from ditwright.train.config import LogConfig
 from ditwright.train.fit import NonFinite
+from ditwright.train.processes import together
 from ditwright.train.state import checkpoints
 from ditwright.train_codec import train as train_codec
 
@@ -71,6 +73,49 @@ def test_a_checkpoints_weights_are_taken_as_they_are_where_that_is_asked(tiny_ru
     assert later.weights == 6
     anew = replay(tiny_run, 6, checkpoint=0)
     assert anew.loss == anew.logged
+
+
+PARTED = {
+    "copies": "",
+    "shards": "--parallel.shard 2",
+    "offloaded": "--parallel.shard 2 --parallel.offload true --log.async_save true --checkpoint_activations true",
+}
+
+
+@pytest.fixture(scope="module", params=PARTED)
+def parted(request, tiny_words, tmp_path_factory):
+    """The folder of a run of two processes. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("parted") / "run"
+    words = [*tiny_words, "--steps", "6", *PARTED[request.param].split()]
+    together(2, main, ["train", "digits", *words, "--output", str(folder)])
+    assert (checkpoints(folder)[-1] / "train.dcp").is_dir() == ("shard" in PARTED[request.param])
+    return folder
+
+
+def test_a_run_of_several_processes_is_done_again_by_one(parted, contents):
+    """From the first weights, from shards, and with steps between; but for the order of sums the same."""
+    before = contents(parted)
+    for step in (2, 4, 6):
+        found, anew = replay(parted, step), replay(parted, step, checkpoint=0)
+        assert (found.checkpoint, found.same_weights, found.flaw) == (0 if step == 2 else 3, True, "")
+        assert (found.loss, found.grad_norm) == pytest.approx(logged(parted)[step], rel=1e-5)
+        assert anew.loss == pytest.approx(found.loss, rel=1e-5)
+        assert [sample.item for sample in anew.samples] == [sample.item for sample in found.samples]
+        assert len(found.samples) == 8
+    assert contents(parted) == before
+
+
+def test_a_part_of_a_checkpoint_that_is_missing_is_named(parted, tmp_path):
+    folder = shutil.copytree(parted, tmp_path / "run")
+    path = max(
+        (checkpoints(folder)[0]).rglob("*train*/*.safetensors"), default=checkpoints(folder)[0] / "train.safetensors"
+    )
+    path.unlink()
+    with pytest.raises(
+        UserError, match=rf"step-00000003.*{path.name} is missing\); --checkpoint STEP begins with anoth"
+    ):
+        replay(folder, 5)
+    assert replay(folder, 5, checkpoint=0).loss == pytest.approx(logged(folder)[5][0], rel=1e-5)
 
 
 @pytest.mark.parametrize(

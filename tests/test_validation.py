@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from ditwright.cli.main import main
 from ditwright.data.sources import SOURCES
 from ditwright.diffusion.config import ObjectiveConfig, ProcessConfig
 from ditwright.diffusion.objective import objective_from
@@ -17,6 +18,7 @@ from ditwright.errors import UserError
 from ditwright.rng import Draws
 from ditwright.run import assemble, train, validate
 from ditwright.train.parallel import World
+from ditwright.train.processes import together
 
 VALIDATED = "--data.source digits-train --data.validation digits-held-out --data.validation_size 40"
 ALONE = World(torch.device("cpu"))
@@ -63,6 +65,25 @@ def test_a_run_notes_it_beside_its_own_loss_and_goes_on_exactly(tiny, outcome, t
     train(tiny(f"--steps 4 {constant}"), tmp_path / "parts")
     train(tiny(f"--steps 5 {constant}"), tmp_path / "parts")
     assert outcome(tmp_path / "parts")["metrics"] == outcome(tmp_path / "whole")["metrics"]
+
+
+def test_processes_that_hold_a_half_of_the_weights_each_find_what_one_does(tiny_words, tmp_path):
+    """And keep the same best checkpoint; with a picture drawn by the one that has all weights for it."""
+    words = ["train", "digits", *tiny_words, *VALIDATED.split(), "--steps", "5", "--log.evaluate_every", "2"]
+    words += ["--log.keep_best", "1", "--log.keep", "1", "--log.preview_every", "2"]
+    assert main([*words, "--output", str(tmp_path / "one")]) == 0
+    together(2, main, [*words, "--parallel.shard", "2", "--output", str(tmp_path / "halves")])
+    found = {}
+    for name in ("one", "halves"):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        found[name] = {line["step"]: [line["val_loss"], *line["val_loss_bins"]] for line in lines if "val_loss" in line}
+    assert list(found["one"]) == [2, 4, 5]
+    assert found["halves"] == {step: pytest.approx(values, rel=1e-5) for step, values in found["one"].items()}
+    kept = [(tmp_path / name / "best").resolve().name for name in found]
+    assert kept[0] == kept[1]
+    assert sorted(path.name for path in (tmp_path / "halves/samples").iterdir()) == [
+        f"step-{step:08d}.png" for step in (2, 4, 5)
+    ]
 
 
 def test_held_out_data_must_fit(tiny, tmp_path):

@@ -33,6 +33,7 @@ from .train.log import Found
 from .train.parallel import World
 
 KEPT = 10_000  # features of the reference, as many as `ditwright eval ref` keeps
+TWO = {"pr": ("precision", "recall"), "dc": ("density", "coverage")}  # metrics that are two numbers
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,15 @@ class Gauge:
     reference: Side | None  # with all that the metrics need; None where they need none
     world: World
     prompts: Prompts | None = None  # where the network hears text
+
+    @property
+    def tells(self) -> tuple[str, ...]:
+        """The names of its numbers, as TensorBoard has them."""
+        return tuple(self.called(name) for metric in self.metrics for name in TWO.get(metric, (metric,)))
+
+    def called(self, name: str) -> str:
+        """A number by its name and by what sees the pictures."""
+        return f"{name}/{self.extractor.name}"
 
     def measure(self, pipe: Pipeline) -> Found | None:
         """Draw samples and measure them: every process calls this and does its share, the main one gets the numbers."""
@@ -61,7 +71,7 @@ class Gauge:
         )
         if scores is None:
             return None
-        curves = {f"{score.facts['metric']}/{self.extractor.name}": score.value for score in scores}
+        curves = {self.called(score.facts["metric"]): score.value for score in scores}
         told = {score.facts["metric"]: flat(score) for score in scores}
         return Found({"scores": told, "drawn": dict(samples.origin), "cautions": list(scores.cautions)}, curves)
 

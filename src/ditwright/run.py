@@ -42,6 +42,7 @@ from .train.ema import EMA
 from .train.fit import Batch
 from .train.job import Job, Measure, Publish, work
 from .train.log import Found
+from .train.meeting import meet
 from .train.optim import optimizer_from
 from .train.parallel import World, arranged, join
 from .train.precision import autocast
@@ -73,7 +74,9 @@ def train(config: TrainConfig, output: Path, world: World | None = None) -> Path
     Under torchrun every process calls this and they train together, unless `world` says otherwise. SIGTERM and Ctrl-C
     save, say so, and leave by SystemExit.
     """
-    world = world or join()
+    if world is None:
+        meet()
+        world = join()
     try:
         world = arranged(world, config.parallel, config.precision)
         new = not checkpoints(output)  # first: what does not fit leaves no trace in the folder
@@ -154,7 +157,7 @@ def assemble(config: TrainConfig, world: World, *, new: bool = True) -> Parts:
         compile_blocks(denoiser.net.blocks)
     world.place(denoiser, ema.module)
     loss = objective_from(config.objective, process)
-    optim = optimizer_from(net, config.optim, slower)
+    optim = optimizer_from(net, config.optim, slower, rank=world.rank, size=world.size)
     conditions: Conditions = Classes(config.model.num_classes, config.seed)
     if encoder is not None:
         conditions = Captions(encoder.to(world.device), config.seed)
@@ -251,9 +254,9 @@ def measures(parts: Parts) -> Iterator[Measure]:
     """What is to be known of the average: its loss on held-out data, and how good its samples are."""
     config, gauge = parts.config, parts.gauge
     if parts.held_out is not None:
-        yield Measure(config.log.evaluate_every, lambda: validate(parts))
+        yield Measure(config.log.evaluate_every, lambda: validate(parts), ("val_loss",))
     if gauge is not None:
-        yield Measure(config.measure.every, lambda: gauge.measure(sampled_by(parts, everywhere=True)))
+        yield Measure(config.measure.every, lambda: gauge.measure(sampled_by(parts, everywhere=True)), gauge.tells)
 
 
 def validate(parts: Parts) -> Found | None:

@@ -27,18 +27,22 @@ from fault_runs import (
     EVERY,
     HOOKS,
     STEPS,
-    Left,
-    assert_close,
+    Moments,
     assert_same,
+    finished,
+    harm,
+    kept_its_word,
     lines,
     losses,
     noted,
     saved,
     start,
-    torchrun,
+    straight,
     train,
+    went_on,
     words_of,
 )
+from fault_several import damaged_shards, nan_on_one_rank_of_two, one_rank_of_two_killed, one_two_one
 
 from ditwright.codec.config import CodecConfig
 from ditwright.data.base import batch_items
@@ -46,33 +50,7 @@ from ditwright.data.shards import Shards
 from ditwright.data.streams import Stream
 from ditwright.prepare import PrepareConfig, prepare
 
-Moments = Iterator[str]  # a case yields a line for every fault it made, and raises AssertionError where one did harm
 LONG = 60
-
-
-def straight(folder: Path, steps: int = STEPS, *more: object) -> Path:
-    """A run that nothing happened to; made once for each kind."""
-    run = folder / "-".join(["straight", str(steps), *map(str, more)]).replace("/", "_")
-    if not run.exists():
-        train(run, *more, steps=steps).ok()
-    return run
-
-
-def kept_its_word(run: Path, before: int) -> int:
-    """After a kill: nothing is lost beyond the last save. Returns the step that the run goes on from."""
-    there = saved(run)
-    kept = there[-1] if there else 0
-    assert kept >= before, f"it had saved step {before} and has {there}"
-    assert kept >= (noted(run) - 1) // EVERY * EVERY, f"{noted(run)} steps are noted, {there} are saved"
-    return kept
-
-
-def finished(run: Path, kept: int, steps: int) -> Left:
-    """The run goes on from the step that was kept, and on to its end."""
-    left = train(run, steps=steps).ok()
-    said = f"going on at step {kept} " if kept else "training on"
-    assert any(line.startswith(said) for line in left.lines) or kept == steps, left.said
-    return left
 
 
 def kill_during_a_step(folder: Path, chance: random.Random) -> Moments:
@@ -83,7 +61,9 @@ def kill_during_a_step(folder: Path, chance: random.Random) -> Moments:
             time.sleep(0.0005)
         time.sleep(delay)
         going.send(signal.SIGKILL)
-        assert going.left().code in (-signal.SIGKILL, 0)
+        left = going.left()
+        assert left.code in (-signal.SIGKILL, 0), left.said
+        went_on(left.said, kept)
         kept = kept_its_word(run, kept)
         yield f"{1000 * delay:.1f} ms after step {aim}; {kept} saved"
     finished(run, kept, LONG)
@@ -96,6 +76,7 @@ def kill_during_a_save(folder: Path, chance: random.Random) -> Moments:
         number, after = chance.randrange(4), chance.uniform(0, 0.03)
         left = train(run, steps=LONG, plan={"kill": ["save", number, after]})
         assert left.code == -signal.SIGKILL, f"it left with {left.code}"
+        assert went_on(left.said, kept), left.said
         kept = kept_its_word(run, kept)
         yield f"{1000 * after:.1f} ms into save {number}; {kept} saved"
     finished(run, kept, LONG)
@@ -108,6 +89,7 @@ def kill_at_the_rename(folder: Path, chance: random.Random) -> Moments:
         number = chance.randrange(4)
         left = train(run, steps=LONG, plan={"kill": ["rename", number, side]})
         assert left.code == -signal.SIGKILL, f"it left with {left.code}"
+        assert went_on(left.said, kept), left.said
         due = kept + EVERY * (number + side)
         kept = kept_its_word(run, kept)
         assert kept == due, f"rename {number}: {kept} saved, not {due}"
@@ -138,33 +120,6 @@ def term_with_a_deadline(folder: Path, chance: random.Random) -> Moments:
         yield f"{within} s after step {aim}; {kept} saved"
     finished(run, kept, LONG)
     assert_same(run, whole)
-
-
-def one_rank_of_two_killed(folder: Path, chance: random.Random) -> Moments:
-    """Under torchrun with elastic restarts: the others are started again with it, and go on from the last save."""
-    whole, run, steps = straight(folder, 120), folder / "run", 120
-    going, rank, aim = torchrun(run, steps=steps, restarts=3), chance.randrange(2), chance.randrange(10, 60)
-    wait_until(lambda: noted(run) >= aim or going.poll() is not None)
-    victim = workers(going.pid)[rank]
-    os.kill(victim, signal.SIGKILL)
-    said = going.communicate(timeout=600)[0]
-    assert going.returncode == 0, said
-    assert "going on at step" in said, said
-    assert_close(run, whole)
-    yield f"rank {rank} after step {aim}; restarted by torchrun"
-
-
-def one_two_one(folder: Path, chance: random.Random) -> Moments:
-    """One process, then two, then one: the same sequence of samples, noises and times."""
-    whole, run = straight(folder), folder / "run"
-    first, second = sorted(chance.sample(range(2, STEPS - 2), 2))
-    train(run, steps=first).ok()
-    going = torchrun(run, steps=second)
-    said = going.communicate(timeout=600)[0]
-    assert saved(run)[-1] == second, said
-    finished(run, second, STEPS)
-    assert_close(run, whole)
-    yield f"2 processes from step {first} to {second}"
 
 
 def full_disk(folder: Path, chance: random.Random) -> Moments:
@@ -233,24 +188,6 @@ def damaged_checkpoint(folder: Path, chance: random.Random) -> Moments:
     yield "all three: one line, exit code 2, nothing changed"
 
 
-def harm(checkpoint: Path, damage: str, chance: random.Random) -> tuple[str, str]:
-    """Damage a file of a checkpoint. Returns its name and where."""
-    path = chance.choice(sorted(path for path in checkpoint.rglob("*") if path.is_file()))
-    content = bytearray(path.read_bytes())
-    name = str(path.relative_to(checkpoint))
-    if damage == "missing":
-        path.unlink()
-        return name, ""
-    place = chance.randrange(len(content))
-    if damage == "truncated":
-        path.write_bytes(content[:place])
-        return name, f"at byte {place}"
-    bit = chance.randrange(8)
-    content[place] ^= 1 << bit
-    path.write_bytes(content)
-    return name, f"bit {bit} of byte {place}"
-
-
 def bit_flipped_beside_checkpoints(folder: Path, chance: random.Random) -> Moments:
     """In config.yaml or metrics.jsonl: the weights come out the same, whatever line says what was found."""
     whole, made = straight(folder), straight(folder, 9, "--log.keep", 3)
@@ -306,19 +243,6 @@ def nan_in_a_gradient(folder: Path, chance: random.Random) -> Moments:
     yield f"all from step {step} on: stopped, {saved(run)[-1]} saved"
 
 
-def nan_on_one_rank_of_two(folder: Path, chance: random.Random) -> Moments:
-    """Both leave the step out."""
-    step, options = chance.randrange(5, 15), ("--optim.skip_nonfinite", 1)
-    one, two = folder / "one", folder / "two"
-    train(one, *options, plan={"nan": [step]}).ok()
-    going = torchrun(two, *options, plan={"nan": [step], "rank": chance.randrange(2)})
-    said = going.communicate(timeout=600)[0]
-    assert saved(two)[-1] == STEPS, said
-    assert [line["step"] for line in lines(two) if "skipped" in line] == [step], said
-    assert_close(two, one)
-    yield f"step {step}"
-
-
 def shard_disappears(folder: Path, chance: random.Random) -> Moments:
     """A file of the data is gone in the midst of an epoch: one line that names it; back again, the run goes on."""
     data, run, other = folder / "shards", folder / "run", folder / "straight-shards"
@@ -363,27 +287,11 @@ def clock_goes_backwards(folder: Path, chance: random.Random) -> Moments:
     yield f"seed {seed}"
 
 
-def wait_until(ready: Callable[[], bool], within: float = 600) -> None:
-    end = time.monotonic() + within
-    while not ready():
-        assert time.monotonic() < end, "it hangs"
-        time.sleep(0.005)
-
-
-def workers(agent: int) -> list[int]:
-    """The processes that torchrun started, by rank."""
-    found = {}
-    for number in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():
-        variables = Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
-        ranks = [word.removeprefix(b"RANK=") for word in variables if word.startswith(b"RANK=")]
-        found |= {int(rank): int(number) for rank in ranks}
-    return [found[rank] for rank in sorted(found)]
-
-
 KILLS = (kill_during_a_step, kill_during_a_save, kill_at_the_rename)
 ONCE = (full_disk, damaged_checkpoint, bit_flipped_beside_checkpoints, nan_in_a_gradient, clock_goes_backwards)
-SLOW = (term_with_a_deadline, shard_disappears, one_two_one, one_rank_of_two_killed, nan_on_one_rank_of_two, full_tmpfs)
-CASES = {case.__name__: case for case in (*KILLS, *ONCE, *SLOW)}
+SLOW = (term_with_a_deadline, shard_disappears, full_tmpfs)
+SEVERAL = (one_two_one, one_rank_of_two_killed, nan_on_one_rank_of_two, damaged_shards)
+CASES = {case.__name__: case for case in (*KILLS, *ONCE, *SLOW, *SEVERAL)}
 
 
 def rows(case: Callable[[Path, random.Random], Moments], seed: int, base: Path) -> Iterator[tuple[str, str]]:

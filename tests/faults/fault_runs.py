@@ -1,14 +1,19 @@
-"""Runs of `ditwright train digits` that faults happen to: in forks of this process, or under torchrun."""
+"""Runs of `ditwright train digits` that faults happen to: in forks of this process, or under torchrun.
+
+And what must be so after any fault.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,7 @@ import fault_hooks
 from ditwright.cli.main import main
 from ditwright.model.weights import read_safetensors
 
+Moments = Iterator[str]  # a case yields a line for every fault it made, and raises AssertionError where one did harm
 HOOKS = str(Path(fault_hooks.__file__))
 EVERY, STEPS = 3, 24
 TINY = f"""
@@ -165,3 +171,53 @@ def assert_close(run: Path, straight: Path, most: float = 1e-5) -> None:
     assert ours.keys() == theirs.keys(), f"other steps: {sorted(ours.keys() ^ theirs.keys())}"
     apart = max(abs(ours[step] / theirs[step] - 1) for step in theirs)
     assert apart <= most, f"losses are {apart:.1e} apart"
+
+
+def straight(folder: Path, steps: int = STEPS, *more: object) -> Path:
+    """A run that nothing happened to; made once for each kind."""
+    run = folder / "-".join(["straight", str(steps), *map(str, more)]).replace("/", "_")
+    if not run.exists():
+        train(run, *more, steps=steps).ok()
+    return run
+
+
+def kept_its_word(run: Path, before: int) -> int:
+    """After a kill: nothing is lost beyond the last save. Returns the step that the run goes on from."""
+    there = saved(run)
+    kept = there[-1] if there else 0
+    assert kept >= before, f"it had saved step {before} and has {there}"
+    assert kept >= (noted(run) - 1) // EVERY * EVERY, f"{noted(run)} steps are noted, {there} are saved"
+    return kept
+
+
+def went_on(said: str, kept: int) -> bool:
+    """Whether a run said where it begins, as one does that lived so long: at the step that was kept, and no other."""
+    lines = [line for line in said.splitlines() if line.startswith(("going on at step", "training on"))]
+    right = f"going on at step {kept} " if kept else "training on"
+    assert all(line.startswith(right) for line in lines), f"step {kept} is saved: {said}"
+    return bool(lines)
+
+
+def finished(run: Path, kept: int, steps: int) -> Left:
+    """The run goes on from the step that was kept, and on to its end."""
+    left = train(run, steps=steps).ok()
+    assert went_on(left.said, kept) or kept == steps, left.said
+    return left
+
+
+def harm(checkpoint: Path, damage: str, chance: random.Random, among: str = "*") -> tuple[str, str]:
+    """Damage a file of a checkpoint. Returns its name and where."""
+    path = chance.choice(sorted(path for path in checkpoint.rglob(among) if path.is_file()))
+    content = bytearray(path.read_bytes())
+    name = str(path.relative_to(checkpoint))
+    if damage == "missing":
+        path.unlink()
+        return name, ""
+    place = chance.randrange(len(content))
+    if damage == "truncated":
+        path.write_bytes(content[:place])
+        return name, f"at byte {place}"
+    bit = chance.randrange(8)
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+    return name, f"bit {bit} of byte {place}"

@@ -11,11 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from ditwright.errors import UserError
-from ditwright.model.tensor_parallel import PLANS, check, order, tensor_parallel, whole_state
+from ditwright.model.tensor_parallel import (
+    PLANS,
+    blocks_of,
+    check,
+    order,
+    parted_parameters,
+    tensor_parallel,
+    whole_state,
+)
 from ditwright.nn.branch import AttentionLane, FeedLane
 from ditwright.nn.modulation import Plain
 from ditwright.train.parallel import join
@@ -86,9 +95,19 @@ def test_each_process_gets_its_part_of_every_matrix():
 def test_what_cannot_be_parted_is_refused():
     lane, feed = AttentionLane(12, 3, Plain(12)), FeedLane(12, 9, Plain(12))
     with pytest.raises(UserError, match="heads: 3 are not divisible by 2"):
-        check(lane, PLANS[AttentionLane], 2)
+        check(lane, 2)
     with pytest.raises(UserError, match="the 9 of fc1 are not divisible by 2"):
-        check(feed, PLANS[FeedLane], 2)
-    check(lane, PLANS[AttentionLane], 3)
-    assert not any(isinstance(p, DTensor) for p in lane.parameters())
+        check(feed, 2)
+    check(lane, 3)
+    with pytest.raises(UserError, match="a transformer's blocks, and this network has none"):
+        check(blocks_of(nn.Linear(2, 2)), 2)
+
+
+def test_what_is_parted_is_counted():
+    """Of the weights of `proj` and `fc2` their bias is whole everywhere; so are the norms."""
+    branches = nn.ModuleList([AttentionLane(12, 3, Plain(12)), FeedLane(12, 24, Plain(12))])
+    assert parted_parameters(branches) == (36 * 12 + 36) + 12 * 12 + (24 * 12 + 24) + 12 * 24
+
+
+def test_an_order_is_of_processes():
     assert torch.equal(order([6, 6], 3), torch.tensor([0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +17,9 @@ from ditwright.model.weights import read_safetensors
 from ditwright.run import train
 from ditwright.train import job
 from ditwright.train.config import LogConfig
-from ditwright.train.keep import best, forget_others, is_among_best
+from ditwright.train.keep import before, best, forget_others, is_among_best
 from ditwright.train.log import Log
+from ditwright.train.processes import together
 from ditwright.train.state import checkpoint_path, checkpoints, read_facts
 
 VALIDATED = "--data.validation digits --data.validation_size 8 --log.evaluate_every 1 --log.keep 1"
@@ -72,6 +75,17 @@ def test_others_are_forgotten_and_what_was_half_removed_too(scored):
     assert not (run / "best").is_symlink()
 
 
+def test_checkpoints_before_leaps_are_kept_until_there_are_newer_ones(scored):
+    run = scored(s1=None, s2=None, s3=None, s4=None, s5=None)
+    assert [path.name[-1] for path in before(run, [1, 2, 4, 9])] == ["1", "3", "5"]
+    forget_others(run, LogConfig(keep=1), [3, 4])
+    assert steps(checkpoints(run)) == [2, 3, 5]
+    forget_others(run, LogConfig(keep=1), [4, 5])
+    assert steps(checkpoints(run)) == [3, 5]  # of what is there, the nearest before 5 too
+    forget_others(run, LogConfig(keep=1))
+    assert steps(checkpoints(run)) == [5]
+
+
 def test_a_run_keeps_its_best_and_samples_from_it(tiny, tmp_path):
     train(tiny(f"--steps 6 --log.keep_best 1 {VALIDATED} --log.checkpoint_every 4 --optim.lr 0.05"), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -90,6 +104,28 @@ def test_a_name_that_nothing_measures_is_an_error_that_names_what_is(tiny, tmp_p
         train(config, tmp_path / "run")
     with pytest.raises(UserError, match=r"log\.keep_best is 1, but nothing is measured: .*data\.validation"):
         train(tiny("--steps 6 --log.keep_best 1"), tmp_path / "other")
+    with pytest.raises(UserError, match=r"'val_los' is not measured; measured: val_loss \(did you mean 'val_loss'\?\)"):
+        train(tiny(f"--steps 6 --log.keep_best 1 {VALIDATED} --log.best_by val_los"), tmp_path / "another")
+    assert list(tmp_path.iterdir()) == []
+
+
+def refused(folder, config):
+    """What a process of a run says, in a file of its own."""
+    rank = os.environ["RANK"]
+    try:
+        train(config, Path(folder) / "run")
+    except UserError as error:
+        (Path(folder) / rank).write_text(str(error))
+
+
+def test_all_processes_refuse_such_a_name_in_the_same_words(tiny, tmp_path):
+    config = tiny(f"--steps 6 --log.keep_best 1 {VALIDATED} --log.best_by val_loss_bins")
+    together(2, refused, str(tmp_path), config)
+    said = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert said.keys() == {"0", "1"}
+    assert set(said.values()) == {
+        "log.best_by 'val_loss_bins' is not measured; measured: val_loss (did you mean 'val_loss'?)"
+    }
 
 
 @pytest.mark.parametrize("name", ["keep_best", "stop_within"])

@@ -65,7 +65,9 @@ def step(world):
     weights = list(denoiser.parameters())
     moments = [value for p in weights for value in optim.state[p].values() if value.shape == p.shape]
     kept = {"weights": weights, "gradients": grads, "optimizer": moments, "average": list(ema.module.parameters())}
-    return {name: sum(map(size, tensors)) for name, tensors in kept.items()} | {"whole": max(whole)}
+    places = {grad.untyped_storage().data_ptr() for grad in grads if not isinstance(grad, DTensor)}
+    counts = {"whole": max(whole), "places": len(places)}
+    return {name: sum(map(size, tensors)) for name, tensors in kept.items()} | counts
 
 
 def size(tensor):
@@ -105,6 +107,12 @@ def found(tmp_path_factory):
 def test_what_a_process_holds_is_what_is_said(ways, given, found):
     said = memory(NETWORK, (8, 8), 1, parameters(NETWORK), **given)
     assert {name: said[name] for name in HELD} == {name: found[ways][name] for name in HELD}
+
+
+def test_gradients_of_copies_lie_in_the_buckets_that_are_averaged(found):
+    """And not in a place each, with the buckets beside them."""
+    assert found["copies"]["places"] == 1
+    assert memory(NETWORK, (8, 8), 1, 1000, data=8) == memory(NETWORK, (8, 8), 1, 1000)
 
 
 def test_no_more_than_a_block_and_the_rest_are_whole_at_once(found):

@@ -138,6 +138,24 @@ def test_what_is_wrong_with_shards_is_told_in_a_line(wrong, halves, tmp_path):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("wrong", ["a shard is missing", "shapes are missing", "a bit is flipped", "a shard is cut"])
+def test_a_run_passes_over_a_checkpoint_with_a_damaged_shard(wrong, words, alone, halves, tmp_path, capsys):
+    run = shutil.copytree(halves, tmp_path / "run")
+    shapes, *shards = sorted((checkpoints(run)[-1] / "train.dcp").iterdir())
+    path = shapes if "shapes" in wrong else shards[-1]
+    content = bytearray(path.read_bytes())
+    path.unlink()
+    if "missing" not in wrong:
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content[:-9] if "cut" in wrong else content)
+    assert main([*words, "--output", str(run)]) == 0
+    first, *said = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"step-00000006/train.dcp/{path.name} is {'missing' if 'missing' in wrong else 'damaged'}")
+    assert first.endswith("set aside as damaged-00000006; the checkpoint before it is step-00000003")
+    assert any(line.startswith("going on at step 3 ") for line in said)
+    same(run, alone)
+
+
 @pytest.mark.parametrize(
     ("size", "config", "message"),
     [

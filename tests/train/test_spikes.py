@@ -13,11 +13,13 @@ import pytest
 from ditwright import run as running
 from ditwright.config import merge
 from ditwright.errors import UserError
+from ditwright.replay import replay
 from ditwright.run import train
 from ditwright.train.config import LogConfig
 from ditwright.train.fit import Tick
 from ditwright.train.log import Log
 from ditwright.train.spikes import LEAST, NORMAL, WINDOW, Spikes
+from ditwright.train.state import checkpoints
 
 
 def noise(count, seed=0):
@@ -57,6 +59,50 @@ def test_a_loss_that_stays_high_is_one_leap_and_the_next_one_after_it_came_back_
     assert [spike.step for spike in seen(Spikes(8), losses)] == [101, 131]
 
 
+def heavy(mean, std, seed, count=3000, batch=64):
+    """Losses of a network that tells x0 and is held to the velocity's error: 1 / t^2 of its own, at most 400 times.
+
+    At logit-normal times, with a part that does not shrink with t; falling from ten times as high.
+    """
+    chance = np.random.default_rng(seed)
+    t = 1 / (1 + np.exp(-mean - std * chance.standard_normal((count, batch))))
+    own, floor = np.exp([[[0.5]], [[0.8]]] * chance.standard_normal((2, count, batch)))
+    losses = (0.03 * own + 0.006 * floor * np.minimum(t**-2, 400)).mean(1)
+    return (losses * (1 + 10 * np.exp(-np.arange(count) / 150))).tolist()
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.8, 1.0), (1.0, 1.5)])
+def test_a_heavy_tail_is_no_row_of_leaps(mean, std):
+    """One sample makes a batch's mean several times the median: about one in 3000 steps is told, not 15 and more."""
+    told = []
+    for seed in range(3):
+        losses = heavy(mean, std, seed)
+        every = Spikes(1e-9)
+        far = [z for loss in losses if (z := every.judged(loss)) is not None and z >= 6]
+        assert len(far) >= 15
+        told += seen(Spikes(6), losses)
+    assert len(told) <= 3
+
+
+def test_a_leap_out_of_a_heavy_tail_is_told():
+    losses = heavy(0.8, 1.0, 0)
+    (*_, last) = seen(Spikes(6), [*losses, 30 * losses[-1]])
+    assert last.step == 3001
+
+
+def test_three_times_a_quiet_loss_is_a_leap_after_any_time_and_after_another():
+    for count in (LEAST, 200, 3000):
+        first, second = seen(Spikes(6), [*noise(count), 3.0, *noise(100, 1), 3.0, *noise(100, 2)])
+        assert (first.step, second.step) == (count + 1, count + 102)
+
+
+def test_two_leaps_hide_a_third_as_high_for_a_while():
+    leaps = [loss for seed in range(3) for loss in (*noise(100, seed), 3.0)]
+    assert len(seen(Spikes(6), leaps)) == 2
+    assert len(seen(Spikes(6), [*leaps[:-1], 12.0])) == 3
+    assert len(seen(Spikes(6), [*leaps, *noise(3000, 4), 3.0])) == 3
+
+
 def test_too_few_losses_equal_ones_and_no_numbers_are_not_judged():
     assert seen(Spikes(8), [*noise(LEAST - 1), 9.0]) == []
     assert seen(Spikes(8), [1.0] * 100 + [9.0]) == []
@@ -77,6 +123,12 @@ def test_what_a_checkpoint_remembers_makes_no_difference(cut):
     second = Spikes(8, json.loads(json.dumps(first.memory())))
     assert before + seen(second, losses[cut:], cut + 1) == told
     assert second.memory() == whole.memory()
+    assert second.memory()["told"] == [spike.step for spike in told] == [101, 311]
+
+
+def test_a_checkpoint_of_before_remembers_less():
+    old = Spikes(8, {"losses": noise(100), "out": False})
+    assert [spike.step for spike in seen(old, [3.0], 101)] == [101]
 
 
 def test_a_spike_is_a_line_that_readers_of_losses_pass_over(tmp_path, capsys):
@@ -155,6 +207,14 @@ def test_a_run_tells_the_items_of_the_batch_that_made_its_loss_leap(tiny, poison
     assert [line for line in Path(tmp_path / "stopped/metrics.jsonl").read_text().splitlines() if "event" in line] == [
         json.dumps(event)
     ]
+
+
+def test_the_checkpoint_before_a_leap_is_kept_for_a_replay(tiny, poisoned, tmp_path):
+    poisoned(70)
+    train(tiny("--steps 95 --log.checkpoint_every 10 --log.keep 1 --optim.schedule constant"), tmp_path / "run")
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000060", "step-00000095"]
+    found = replay(tmp_path / "run", 70)
+    assert (found.checkpoint, found.loss) == (60, found.logged)
 
 
 def test_spikes_are_switched_off_by_0(tiny, poisoned, tmp_path, capsys):

@@ -22,7 +22,7 @@ import ctypes, os, sys, time
 from ditwright import run
 from ditwright.cli.main import main
 
-real, [how, rank, *words] = run.batch_of, sys.argv[1:]
+real, real_validate, [how, rank, *words] = run.batch_of, run.validate, sys.argv[1:]
 
 def sleeps_in_a_batch(seconds):
     if how == "lock":
@@ -30,12 +30,17 @@ def sleeps_in_a_batch(seconds):
     else:
         time.sleep(seconds)
 
+def validate(parts):
+    if how == "measure" and os.environ.get("RANK", "0") == rank:
+        sleeps_in_a_batch(4)
+    return real_validate(parts)
+
 def batch_of(parts, data, items, places, **rest):
-    if places.start // parts.config.data.batch_size == 3 and os.environ.get("RANK", "0") == rank:
+    if how != "measure" and places.start // parts.config.data.batch_size == 3 and os.environ.get("RANK", "0") == rank:
         sleeps_in_a_batch(4)
     return real(parts, data, items, places, **rest)
 
-run.batch_of = batch_of
+run.batch_of, run.validate = batch_of, validate
 main(words)
 """
 
@@ -96,10 +101,24 @@ def test_the_one_that_stalls_is_told_from_those_that_wait_for_it(stuck, tiny_wor
     err = stuck("sleep", 1, [*words, "--output", run], processes=2)
     assert re.search(r"process 1 of 2 \(.*\) stalls: .* since step 3; it is in sleeps_in_a_batch \(", err), err
     assert re.search(
-        r"process 0 of 2 \(.*\) stalls: .* since step 3; it is waiting for the other processes in all_reduce", err
-    )
+        r"process 0 of 2 \(.*\) stalls: .* since step 3; it is in _engine_run_backward \(.*\), called by .*, "
+        r"where gradients are computed and the other processes waited for",
+        err,
+    ), err
     assert "in sleeps_in_a_batch" in (run / "stalls/rank-1.txt").read_text()
     assert "sleeps_in_a_batch" not in (run / "stalls/rank-0.txt").read_text()
+
+
+def test_a_measurement_that_takes_its_time_is_said_once_and_is_no_stall(stuck, tiny_words, tmp_path):
+    """Neither of the process that measures, nor of the one that waits for it."""
+    run = tmp_path / "run"
+    words = ["train", "digits", *tiny_words, "--steps", 3, "--log.stall_after", 2, "--log.evaluate_every", 2]
+    words += ["--data.validation", "digits", "--data.validation_size", 8, "--output", run]
+    err = stuck("measure", 0, words, processes=2)
+    told = re.findall(r"process (\d) of 2 \(.*\) has been (\w+) for \d+ s, after step (\d)", err)
+    assert told == [("0", "measuring", "2"), ("0", "measuring", "3")], err
+    assert not re.search(r"stalls: .* since step [23]", err), err
+    assert (run / "checkpoints/step-00000003").is_dir()
 
 
 def test_a_call_that_lets_no_other_thread_run_is_seen_by_faulthandler(stuck, tiny_words, tmp_path):
@@ -142,6 +161,23 @@ def test_a_stall_is_told_once_and_the_next_one_again(tmp_path, capsys):
         *("since step 0", "goes on", "since step 2"),
     ]
     assert (tmp_path / "stalls/rank-0.txt").read_text().count(" stalls: ") == 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_known_work_is_a_stall_after_ten_times_as_long(rank, tmp_path, capsys):
+    with Watchdog(0.1, tmp_path, rank=rank, size=2) as dog:
+        dog.beat(7, "saving")
+        time.sleep(0.5)
+        before = capsys.readouterr().err
+        time.sleep(0.9)
+        dog.beat(7)
+        time.sleep(0.08)
+    assert "stalls" not in before
+    assert before.count("has been saving for 0 s, after step 7") == before.count("\n") == (1 if rank == 0 else 0)
+    stall, over = capsys.readouterr().err.splitlines()
+    assert re.search(rf"process {rank} of 2 .* stalls: it has been saving for 1 s, since step 7; it is in test_", stall)
+    assert over.endswith("s: step 7 is done")
+    assert (tmp_path / f"stalls/rank-{rank}.txt").read_text().count(" stalls: ") == 1
 
 
 def test_0_looks_at_nothing(tmp_path, capsys):

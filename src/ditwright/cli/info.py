@@ -29,6 +29,7 @@ WAYS = {  # what a run is spread over, in the words of `ditwright train`
     "data": "copies of the weights",
     "shard": "devices that hold a part of each copy (FSDP2)",
     "sequence": "devices that share the tokens of a sample",
+    "tensor": "devices that share the matrices of blocks",
 }
 NEEDS = {  # an option, and the one without which it would change nothing
     "devices": "train_steps",
@@ -166,25 +167,39 @@ def memory_facts(
     if devices is not None and ways:
         raise UserError("--devices are copies of the weights, as --parallel.data is; give one of them")
     spread = {"data": 1 if devices is None else devices, "shard": 1, "sequence": 1} | ways
-    if spread["sequence"] > 1 and isinstance(config, UNetConfig):
-        raise UserError("--parallel.sequence is for transformers, whose tokens can be shared; a U-Net has none")
-    if spread["sequence"] > 1 and config.heads % spread["sequence"]:
-        raise UserError(f"--parallel.sequence shares {config.heads} heads, which {spread['sequence']} does not divide")
     parts = spread["data"] * spread["shard"]  # of a batch
     if min(batch_size, *spread.values()) < 1 or batch_size % parts:
         raise UserError(
             "--batch-size, --devices and --parallel are at least 1, --batch-size a multiple of the parts of a batch, "
             f"--devices or --parallel.data times --parallel.shard; got {batch_size} and {parts}"
         )
+    tensor = spread.get("tensor", 1)
+    if spread["sequence"] > 1 and isinstance(config, UNetConfig):
+        raise UserError("--parallel.sequence is for transformers, whose tokens can be shared; a U-Net has none")
+    if spread["sequence"] > 1 and config.heads % (each := spread["sequence"] * tensor):
+        raise UserError(f"--parallel.sequence shares {config.heads} heads, which {each} does not divide")
+    if tensor > 1:
+        check_parts(config, tensor)
     count = facts["trained_parameters"]
     found = memory(config, facts["latent_size"], batch_size // parts, count, facts["text_tokens"], **spread)
     return {
         "batch_size": batch_size,
-        "devices": parts * spread["sequence"],
+        "devices": parts * spread["sequence"] * tensor,
         "parallel": spread,
         "bytes_per_device": sum(found.values()),
         "bytes_by_part": found,
     }
+
+
+def check_parts(config: NetConfig, processes: int) -> None:
+    """UserError where so many processes cannot share a network's matrices."""
+    import torch
+
+    from ..model.build import empty
+    from ..model.tensor_parallel import blocks_of, check
+
+    with torch.device("meta"):
+        check(blocks_of(empty(config)), processes)
 
 
 def training(config: NetConfig, facts: dict[str, Any], steps: int, tflops: float | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 OF_PRESETS = ("conditioning", "image_size", "text_tokens", "num_classes")
 OF_PRESETS += ("train_steps", "batch_size", "devices", "tflops")
-OF_PRESETS += ("parallel.data", "parallel.shard", "parallel.sequence")
+OF_PRESETS += ("parallel.data", "parallel.shard", "parallel.sequence", "parallel.tensor")
 
 
 def run_facts(folder: Path, args: argparse.Namespace) -> dict[str, Any]:

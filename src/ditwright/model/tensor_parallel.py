@@ -9,21 +9,23 @@ block stay whole everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from ..errors import UserError
 from ..nn.branch import AttentionLane, CrossAttention, FeedLane, SwiGLULane
+from ..nn.norm import RMSNorm
 from ..nn.streams import Parallel, ReadOnlyLane
 
 Parts = Callable[[Any], list[int]]  # of a branch: the sizes of what lies side by side in a matrix
+Plan = tuple[dict[str, Parts], dict[str, Parts]]  # of a branch: matrices parted by what comes out, by what goes in
+Order = tuple[int, Tensor]  # an axis of a weight, and of what lies there in the order of the processes the way back
 
 
 def thirds(branch: Any) -> list[int]:
@@ -36,8 +38,8 @@ def joint(branch: Any) -> list[int]:
     return [branch.sizes[0] // 3] * 3 + [branch.sizes[1]]
 
 
-# Of each class of branch its matrices: those parted by what comes out, those by what goes in; each with what it holds.
-PLANS: dict[type[nn.Module], tuple[dict[str, Parts], dict[str, Parts]]] = {
+# Of each class of branch its matrices, and what each of them holds.
+PLANS: dict[type[nn.Module], Plan] = {
     FeedLane: ({"fc1": lambda b: [b.fc1.out_features]}, {"fc2": lambda b: [b.fc2.in_features]}),
     SwiGLULane: ({"w12": lambda b: [b.w3.in_features] * 2}, {"w3": lambda b: [b.w3.in_features]}),
     AttentionLane: ({"qkv": thirds}, {"proj": lambda b: [b.proj.in_features]}),
@@ -57,27 +59,49 @@ def tensor_parallel(net: nn.Module, mesh: DeviceMesh) -> None:
     of what comes out, and all of the gradient of what is whole. UserError where the processes do not divide the heads
     or the hidden channels.
     """
-    branches = [(b, PLANS[type(b)]) for b in net.get_submodule("blocks").modules() if type(b) in PLANS]
-    for branch, plan in branches:
-        check(branch, plan, mesh.size())
-    for branch, (columns, rows) in branches:
+    blocks = blocks_of(net)
+    check(blocks, mesh.size())
+    for branch, (columns, rows) in planned(blocks):
         for axis, matrices in enumerate((columns, rows)):
             for name, parts in matrices.items():
-                reorder(branch.get_submodule(name), order(parts(branch), mesh.size()), axis)
+                if len(sizes := parts(branch)) > 1:
+                    reorder(branch.get_submodule(name), order(sizes, mesh.size()), axis)
         styles: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in columns}
         styles |= {name: RowwiseParallel() for name in rows}
         parallelize_module(branch, mesh, styles)
         shrink(branch, mesh)
 
 
-def check(branch: Any, plan: tuple[dict[str, Parts], dict[str, Parts]], processes: int) -> None:
-    """UserError where a branch cannot be parted evenly."""
-    if getattr(branch, "heads", processes) % processes:
-        raise UserError(f"tensor parallelism parts heads: {branch.heads} are not divisible by {processes}")
-    for name, parts in {**plan[0], **plan[1]}.items():
-        if any(size % processes for size in parts(branch)):
-            size = parts(branch)[-1]
-            raise UserError(f"tensor parallelism parts channels: the {size} of {name} are not divisible by {processes}")
+def blocks_of(net: nn.Module) -> nn.Module:
+    """The blocks of a network, if it has any."""
+    return nn.ModuleList(getattr(net, "blocks", ()))
+
+
+def planned(blocks: nn.Module) -> list[tuple[Any, Plan]]:
+    """The branches of blocks that can be parted, each with its plan."""
+    return [(branch, PLANS[type(branch)]) for branch in blocks.modules() if type(branch) in PLANS]
+
+
+def check(blocks: nn.Module, processes: int) -> None:
+    """UserError where blocks cannot be parted evenly."""
+    if not (branches := planned(blocks)):
+        raise UserError("tensor parallelism parts the matrices of a transformer's blocks, and this network has none")
+    for branch, plan in branches:
+        if (heads := getattr(branch, "heads", processes)) % processes:
+            raise UserError(f"tensor parallelism parts heads: {heads} are not divisible by {processes}")
+        for name, parts in {**plan[0], **plan[1]}.items():
+            if uneven := [size for size in parts(branch) if size % processes]:
+                what = f"the {uneven[0]} of {name}"
+                raise UserError(f"tensor parallelism parts channels: {what} are not divisible by {processes}")
+
+
+def parted_parameters(blocks: nn.Module) -> int:
+    """How many parameters of blocks, not spread yet, are parted; all others stay whole everywhere."""
+    found = 0
+    for branch, (columns, rows) in planned(blocks):
+        found += sum(p.numel() for name in columns for p in branch.get_submodule(name).parameters())
+        found += sum(branch.get_submodule(name).weight.numel() for name in rows)
+    return found
 
 
 def order(sizes: list[int], processes: int) -> Tensor:
@@ -94,7 +118,18 @@ def reorder(linear: Any, rows: Tensor, axis: int) -> None:
     linear.weight.copy_(linear.weight.index_select(axis, rows))
     if axis == 0 and linear.bias is not None:
         linear.bias.copy_(linear.bias[rows])
-    linear.parted = (axis, rows.argsort())
+    linear.order = (axis, rows.argsort())
+
+
+def orders(net: nn.Module) -> dict[str, Order]:
+    """By name, those weights of a spread network that lie in the order of the processes."""
+    found: dict[str, Order] = {}
+    for name, module in net.named_modules():
+        if (order := getattr(module, "order", None)) is not None:
+            found[f"{name}.weight"] = order
+            if order[0] == 0 and module.bias is not None:
+                found[f"{name}.bias"] = order
+    return found
 
 
 def shrink(branch: Any, mesh: DeviceMesh) -> None:
@@ -103,16 +138,22 @@ def shrink(branch: Any, mesh: DeviceMesh) -> None:
         branch.heads //= mesh.size()
     if hasattr(branch, "sizes"):
         branch.sizes = tuple(size // mesh.size() for size in branch.sizes)
-    for name in ("q_norm", "k_norm"):  # whole everywhere, but each process's gradient is that of its own heads
-        for p in getattr(branch, name, nn.Identity()).parameters():
-            p.register_hook(partial(summed, group=mesh.get_group()))
+    for name in ("q_norm", "k_norm"):
+        if isinstance(norm := getattr(branch, name, None), RMSNorm):
+            setattr(branch, name, OfOwnHeads(norm, mesh))
 
 
-def summed(grad: Tensor, *, group: dist.ProcessGroup) -> Tensor:
-    """Over all processes."""
-    total = grad.clone()
-    dist.all_reduce(total, group=group)
-    return total
+class OfOwnHeads(nn.Module):
+    """The RMS norm of a process's heads. Its weight is whole everywhere: its gradient is that of all heads."""
+
+    def __init__(self, norm: RMSNorm, mesh: DeviceMesh):
+        super().__init__()
+        self.weight, self.eps, self.mesh = norm.weight, norm.eps, mesh
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., D)
+        whole = DTensor.from_local(self.weight, self.mesh, [Replicate()], run_check=False)
+        weight = whole.to_local(grad_placements=[Partial()])  # what goes back is summed over the processes
+        return F.rms_norm(x.to(weight.dtype), weight.shape, weight, self.eps).to(x)
 
 
 @torch.no_grad()
@@ -121,14 +162,15 @@ def whole_state(net: nn.Module, of: Callable[[Tensor], Tensor | None] = lambda p
 
     `of`: what of a weight is wanted in its place, such as its gradient; what is None is left out.
     """
-    found = {}
+    found, ordered = {}, orders(net)
     for name, p in net.named_parameters():
         if (value := of(p)) is None:
             continue
         value = value.full_tensor() if isinstance(value, DTensor) else value
-        module, _, leaf = name.rpartition(".")
-        axis, back = getattr(net.get_submodule(module), "parted", (1, None))
-        if back is not None and (leaf == "weight" or axis == 0):
-            value = value.index_select(axis, back.to(value.device))
-        found[name] = value
+        found[name] = restored(value, ordered.get(name))
     return found
+
+
+def restored(weight: Tensor, order: Order | None) -> Tensor:
+    """A whole weight in the network's own order again."""
+    return weight if order is None else weight.index_select(order[0], order[1].to(weight.device))

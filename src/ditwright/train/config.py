@@ -61,7 +61,7 @@ class LogConfig:
     best_by: str = "val_loss"  # a number as TensorBoard calls it: val_loss, fid/inception, ...
     best_is: Literal["lowest", "highest"] = "lowest"
     stop_within: float = 0.0  # seconds from SIGTERM to the machine's end: a save that would last longer is left out
-    spike: float = 6.0  # robust z of a step's loss above those before it at which it is noted with its samples
+    spike: float = 6.0  # robust z at which a step's loss is noted with its samples, the checkpoint before it kept
     stall_after: float = 600.0  # seconds without the end of a step, after which a process says where it is stuck
     async_save: bool = False  # checkpoints are written while training goes on, of a copy in the host's memory
     tensorboard: bool = False
@@ -79,14 +79,17 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the processes of a run part its work: `data` times `shard` times `sequence` is their number.
+    """How the processes of a run part its work: `data` times `shard` times `sequence` times `tensor` is their number.
 
-    A run may go on with other numbers: the sequence of its samples does not depend on them.
+    A run may go on with other numbers: the sequence of its samples does not depend on them. With `tensor` above 1 all
+    weights lie as FSDP2 has them, also where `shard` is 1. It is for transformers, whose heads and hidden channels it
+    divides (heads together with `sequence`). Keep its processes within a machine: they exchange sums in every branch.
     """
 
     data: int = 0  # copies of the weights; 0: as many as there are processes for
     shard: int = 1  # processes that hold a part of each copy (FSDP2); 1: every process holds all of it (DDP)
     sequence: int = 1  # processes that have a part of every sample's tokens each, and of the heads in attention
+    tensor: int = 1  # processes that have the same samples and a part of the heads and hidden channels of each block
     offload: bool = False  # what a process holds waits in the memory of the host until a block is at work
 
     def __post_init__(self) -> None:
@@ -95,3 +98,5 @@ class ParallelConfig:
                 "parallel.shard and parallel.sequence are at least 1, parallel.data too, or 0 for what fits; got "
                 f"{self.shard}, {self.sequence} and {self.data}"
             )
+        if self.tensor < 1:
+            raise UserError(f"parallel.tensor is at least 1; got {self.tensor}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -80,7 +80,7 @@ def read(
             entry = cast(dcp.TensorStorageMetadata, told[name])
             if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != entry.size.numel():
                 raise UserError(f"{str(place)!r} lacks a part of {name!r}: a shard is missing")
-            weight = _weight_of(name, like)
+            weight = like.get(weight_of(name, like))
             if weight is not None and weight.shape == entry.size:
                 state[name] = torch.zeros_like(weight, dtype=entry.properties.dtype, requires_grad=False)
             else:
@@ -107,10 +107,13 @@ def _complete(place: Path, told: Mapping[str, Any]) -> list[str]:
     return sorted(shapes)
 
 
-def _weight_of(name: str, like: Mapping[str, Tensor]) -> Tensor | None:
-    """The weight that a tensor of a checkpoint is (`net.W`), belongs to (`optim.W.exp_avg`), or is the average of."""
+def weight_of(name: str, weights: Container[str]) -> str:
+    """The weight that a tensor of a checkpoint is (`net.W`), belongs to (`optim.W.exp_avg`), or is the average of.
+
+    "" where it is none of them.
+    """
     owned = (name, name.removeprefix("net."), name.removeprefix("optim.").rpartition(".")[0])
-    return next((like[own] for own in owned if own in like), None)
+    return next((own for own in owned if own in weights), "")
 
 
 def _line(error: BaseException) -> str:

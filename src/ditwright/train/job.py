@@ -23,7 +23,7 @@ from torch import nn
 
 from ..config import from_dict, to_dict
 from ..diffusion.objective import Loss
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..files import damage, seal
 from ..nn.branch import Runner, run_all
 from .config import LogConfig, OptimConfig
@@ -60,6 +60,7 @@ class Measure:
 
     every: int
     find: Callable[[], Found | None]  # called by all processes; None on other ones than the main one
+    tells: Sequence[str] = ()  # the names of its numbers, which log.best_by may be
 
 
 Publish = Callable[[Path, Callable[[Path], None]], None]  # the average into a folder; then the second may add to it
@@ -102,9 +103,7 @@ def work(job: Job, output: Path) -> Path:
     SIGTERM and Ctrl-C save, say so, and leave by SystemExit.
     """
     world = job.world
-    if job.config.log.keep_best and not job.measures:
-        most = job.config.log.keep_best
-        raise UserError(f"log.keep_best is {most}, but nothing is measured: give data.validation or measure.every")
+    check_best(job)
     with claimed(output, world):
         newest = newest_of(job, output)
         config = job.config = settle(job.config, output, world, newest)
@@ -136,15 +135,19 @@ def work(job: Job, output: Path) -> Path:
                 if isinstance(log, Log):
                     log.write(replace(tick, samples=tick.samples * world.parts))
                 scores: dict[str, float] = {}
-                for found in measured(job, tick.step):
+                if measures := [measure for measure in job.measures if last or _due(tick.step, measure.every)]:
+                    watch.beat(tick.step, "measuring")
+                for found in measured(measures):
                     scores |= {name: value for name, value in found.curves.items() if isinstance(value, (int, float))}
                     if isinstance(log, Log):
                         log.measured(tick.step, found)
                 if _due(tick.step, config.log.preview_every) or (last and config.log.preview_every):
+                    watch.beat(tick.step, "drawing previews")
                     job.preview(output, tick.step)  # before the checkpoint: a kill between them repeats it
-                due = _due(tick.step, config.log.checkpoint_every) | good(job, output, tick.step, scores)
+                due = _due(tick.step, config.log.checkpoint_every) | (bool(measures) and good(job, output, scores))
                 leaves = world.any(last or bool(asked))
                 if leaves or due:
+                    watch.beat(tick.step, "saving")
                     now = max(now, time.perf_counter() - start)
                     spans = added([*place.energy, *spans_of(meter, config.log.watts, now - place.seconds, world.sum)])
                     if leaves and world.any(asked.too_late(config.log.stop_within, SLACK * takes)):
@@ -200,25 +203,32 @@ def steps(job: Job, output: Path, place: Place, log: Log | nullcontext) -> Itera
                 log.go_back(place.step, str(error), read_facts(newest))
 
 
-def good(job: Job, output: Path, step: int, scores: dict[str, float]) -> bool:
-    """Whether what was measured at a step is worth a checkpoint; the same for all processes."""
-    log, last = job.config.log, step == job.config.steps
-    due = [measure for measure in job.measures if last or _due(step, measure.every)]
-    if not log.keep_best or not due:
+def check_best(job: Job) -> None:
+    """UserError, on all processes alike, where nothing measures what the best checkpoints are to be kept by."""
+    log, told = job.config.log, [name for measure in job.measures for name in measure.tells]
+    if log.keep_best and not job.measures:
+        raise UserError(
+            f"log.keep_best is {log.keep_best}, but nothing is measured: give data.validation or measure.every"
+        )
+    if log.keep_best and log.best_by not in told:
+        near = did_you_mean(log.best_by, told)
+        raise UserError(f"log.best_by {log.best_by!r} is not measured; measured: {', '.join(told)}{near}")
+
+
+def good(job: Job, output: Path, scores: dict[str, float]) -> bool:
+    """Whether what was measured now is worth a checkpoint; the same for all processes."""
+    log = job.config.log
+    if not log.keep_best:
         return False
-    if job.world.main and len(due) == len(job.measures) and log.best_by not in scores:
-        raise UserError(f"log.best_by {log.best_by!r} is not measured; measured: {', '.join(scores)}")
     return job.world.any(job.world.main and is_among_best(output, log, scores.get(log.best_by, math.nan)))
 
 
-def measured(job: Job, step: int) -> Iterator[Found]:
-    """What is found after a step; for the main process to note, and nothing on the others."""
-    last = step == job.config.steps
-    for measure in job.measures:
-        if last or _due(step, measure.every):
-            found = measure.find()
-            if found is not None:
-                yield found
+def measured(measures: Sequence[Measure]) -> Iterator[Found]:
+    """What is found; for the main process to note, and nothing on the others."""
+    for measure in measures:
+        found = measure.find()
+        if found is not None:
+            yield found
 
 
 def _due(step: int, every: int) -> bool:
@@ -285,7 +295,7 @@ def save(job: Job, output: Path, facts: dict[str, Any]) -> None:
             raise OSError(
                 errno.EIO, f"the disk does not give back what was written ({why}); older ones are kept", str(path)
             )
-        forget_others(output, job.config.log)
+        forget_others(output, job.config.log, facts.get("spikes", {}).get("told", ()))
 
     job.saves.start(write, later=later)
 

@@ -3,6 +3,8 @@
 RUN/checkpoints/step-*/       whole when written: sizes and SHA-256 of its files are in its checksums.json
 RUN/checkpoints/damaged-*/    found to be otherwise later, and passed over; for a person to look at
 RUN/best                      leads to the best of them by log.best_by, where log.keep_best is given
+
+Of the newest two losses that leapt (log.spike), the checkpoint before is kept too: `ditwright replay` begins with it.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -93,9 +95,18 @@ def is_among_best(run: Path, log: LogConfig, score: float) -> bool:
     return len(kept) < log.keep_best or sign * score < sign * score_of(kept[-1], log.best_by)
 
 
-def forget_others(run: Path, log: LogConfig) -> None:
-    """Remove all checkpoints but the newest few and the best few, and what a killed process left half-written."""
-    kept = best(run, log)
+def before(run: Path, steps: Sequence[int]) -> list[Path]:
+    """For each of these steps the newest checkpoint that has not seen it, where there is one."""
+    saved = {int(path.name[5:]): path for path in checkpoints(run)}
+    return [saved[max(older)] for step in steps if (older := [at for at in saved if at < step])]
+
+
+def forget_others(run: Path, log: LogConfig, spikes: Sequence[int] = ()) -> None:
+    """Remove all checkpoints but the newest few, the best few and those before some steps whose loss leapt.
+
+    What a killed process left half-written is removed too.
+    """
+    kept, pinned = best(run, log), before(run, spikes)
     if kept:
         link = run / ".best.half"
         link.unlink(missing_ok=True)
@@ -106,7 +117,7 @@ def forget_others(run: Path, log: LogConfig) -> None:
     folder = run / "checkpoints"
     _remove_hidden(folder)
     for path in checkpoints(run)[: -log.keep]:
-        if path not in kept:
+        if path not in (*kept, *pinned):
             os.replace(path, folder / f".{path.name}.gone")  # one that is removed in part must not be taken for whole
     _remove_hidden(folder)
 

@@ -38,6 +38,7 @@ class World:
     size: int = 1
     local: int = 0  # rank among the processes of its machine
     tokens: dist.ProcessGroup | None = None  # those that have the same samples, a part of the tokens each
+    tensor: int = 1  # as many have the same tokens, a part of the matrices each
 
     @property
     def main(self) -> bool:
@@ -47,7 +48,7 @@ class World:
     @property
     def parts(self) -> int:
         """Of a batch."""
-        return self.size // (self.tokens.size() if self.tokens else 1)
+        return self.size // (self.tensor * (self.tokens.size() if self.tokens else 1))
 
     def __str__(self) -> str:
         return str(self.device) if self.size == 1 else f"{self.size} x {self.device.type}"
@@ -60,7 +61,8 @@ class World:
         """The network, its gradients averaged over the processes."""
         if self.size == 1:
             return net
-        return DistributedDataParallel(net, device_ids=[self.device] if self.device.type == "cuda" else None)
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(net, device_ids=devices, gradient_as_bucket_view=True)  # no copy of gradients
 
     def place(self, net: nn.Module, average: nn.Module) -> None:
         """Bring a network and its average to where they are trained: changed in place, before an optimizer is made."""
@@ -154,16 +156,21 @@ def arranged(world: World, config: ParallelConfig, precision: str = "fp32") -> W
 
     `precision`: of matrix products, fp32, bf16, or auto, which is bf16 where a GPU has it.
     """
-    each = config.shard * config.sequence
+    each = config.shard * config.sequence * config.tensor
     data = config.data or max(1, world.size // each)
     if data * each != world.size:
         numbers = f"data {config.data or '(any)'}, shard {config.shard}, sequence {config.sequence}"
+        numbers += f", tensor {config.tensor}" if config.tensor > 1 else ""
         raise UserError(
             f"parallel ({numbers}) is for {data * each} process(es) and {world.size} were started: "
             f"change --parallel.*, or start {data * each} with torchrun"
         )
     if config.sequence > 1:
         world = replace(world, tokens=dist.new_subgroups(config.sequence)[0])
+    if config.tensor > 1:
+        from .tensor import spread
+
+        return spread(world, config, precision)
     if config.shard == 1 and not config.offload:
         return world
     from .sharded import sharded  # torch takes its time to import this

@@ -46,7 +46,8 @@ class Sharded(World):
         rest = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
         offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.offload else OffloadPolicy()
         for block in getattr(net.get_submodule("net"), "blocks", ()):
-            fully_shard(block, mesh=self.mesh, mp_policy=blocks, offload_policy=offload)
+            # As a list: a Block is a container, which torch 2.11 refuses by itself even where it has a forward pass.
+            fully_shard([block], mesh=self.mesh, mp_policy=blocks, offload_policy=offload)
         fully_shard(net, mesh=self.mesh, mp_policy=rest, offload_policy=offload)
         for name, p in net.named_parameters():
             module, _, leaf = name.rpartition(".")
@@ -63,11 +64,23 @@ class Sharded(World):
 
     def whole(self, average: nn.Module, *, everywhere: bool = False) -> nn.Module:
         """A copy with all its weights, on the main process or everywhere; all must ask, and others get it empty."""
-        return gathered(average, self.device if everywhere or self.main else torch.device("meta"))
+        return self.gathered(average, self.device if everywhere or self.main else torch.device("meta"))
 
     def copied(self, average: nn.Module, *, later: bool) -> nn.Module:
         """A copy with all its weights in the main process's memory; all must ask, and others get it empty."""
-        return gathered(average, torch.device("cpu" if self.main else "meta"))
+        return self.gathered(average, torch.device("cpu" if self.main else "meta"))
+
+    @torch.no_grad()
+    def gathered(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """A copy of a module with plain weights on a device, gathered one by one; all processes must ask."""
+        plain: dict[int, Any] = {}
+        for name, p in module.named_parameters():
+            plain[id(p)] = nn.Parameter(self.full(name, p).to(device), requires_grad=False)
+        return copy.deepcopy(module, plain)
+
+    def full(self, name: str, weight: Tensor) -> Tensor:
+        """A weight, or what is like it, whole and by itself; all must ask."""
+        return weight.full_tensor() if isinstance(weight, DTensor) else weight.detach().clone()
 
     def keep(self, state: State, beside: Path, *, later: bool) -> Keep:
         """Each process writes its shards, all at once; what is returned waits for them and moves them in."""
@@ -87,35 +100,33 @@ class Sharded(World):
         """Tensors of a safetensors file, or of the shards in its place; what belongs to a weight lies as it does."""
         shards = path.with_name(SHARDS)
         there = shards if path.name == TENSORS and shards.is_dir() else path
-        return read(there, dict(net.named_parameters()), self.saving)
+        return read(there, self.wanted(net), self.saving)
+
+    def wanted(self, net: nn.Module) -> State:
+        """By name of a weight, how what belongs to it is to lie when it is read."""
+        return dict(net.named_parameters())
 
 
 def sharded(world: World, config: ParallelConfig, precision: str) -> Sharded:
     """The processes, each of which holds a part of one of the copies. `precision`: of matrix products, or auto."""
+    return Sharded(**vars(world), **common(world, config, precision), mesh=mesh_of(world, config))
+
+
+def common(world: World, config: ParallelConfig, precision: str) -> dict[str, Any]:
+    """What a sharded world has besides its meshes."""
     if not dist.is_initialized():  # one process, which offloads
         dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
-    kind, copies = world.device.type, world.size // config.shard
-    ranks = torch.arange(world.size).view(-1, config.shard, config.sequence)  # those with the same samples beside
-    ranks = ranks.transpose(1, 2).reshape(copies, config.shard)  # each other, then those with the same copy
-    if copies > 1:
-        mesh = DeviceMesh(kind, ranks, mesh_dim_names=("copy", "shard"))
-    else:
-        mesh = DeviceMesh(kind, ranks[0], mesh_dim_names=("shard",))
-    bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported())
-    return Sharded(
-        **vars(world),
-        offload=config.offload,
-        bf16=bf16,
-        mesh=mesh,
-        saving=cast(dist.ProcessGroup, dist.new_group(backend="gloo")),
+    bf16 = precision == "bf16" or (
+        precision == "auto" and world.device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
+    saving = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+    return {"offload": config.offload, "bf16": bf16, "saving": saving}
 
 
-@torch.no_grad()
-def gathered(module: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of a module of DTensors with plain ones on a device, gathered one by one; all processes must ask."""
-    plain: dict[int, Any] = {}
-    for p in module.parameters():
-        tensor = p.full_tensor() if isinstance(p, DTensor) else p.detach().clone()
-        plain[id(p)] = nn.Parameter(tensor.to(device), requires_grad=False)
-    return copy.deepcopy(module, plain)
+def mesh_of(world: World, config: ParallelConfig) -> DeviceMesh:
+    """([copies,] shards[, parts of matrices]): those with the same samples are neighbours, as are those of a copy."""
+    ranks = torch.arange(world.size).view(-1, config.shard, config.tensor, config.sequence).permute(0, 3, 1, 2)
+    ranks = ranks.flatten(0, 1)  # a part of the tokens is a copy of the weights
+    axes = {"copy": len(ranks), "shard": config.shard, "tensor": config.tensor}
+    axes = {name: size for name, size in axes.items() if size > 1 or name == "shard"}
+    return DeviceMesh(world.device.type, ranks.reshape(*axes.values()), mesh_dim_names=tuple(axes))

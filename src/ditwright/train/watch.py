@@ -22,6 +22,7 @@ from .log import say
 PACKAGE = Path(__file__).parents[1]
 BATCHES = "batches"  # the thread of data/ahead.py
 STDERR = 2  # the descriptor: it is there whatever sys.stderr is
+LONGER = 10  # times as long as a step a measurement, a preview or a save may take
 
 
 class Watchdog:
@@ -30,21 +31,24 @@ class Watchdog:
     A thread of its own looks, so a step may be stuck in any call that lets other threads run, as waiting, reading and
     kernels do. Where a call lets none run, faulthandler, which needs no leave, writes the stacks to stderr after twice
     the time. `after` 0: nobody looks.
+
+    What is known to take its time, such as a measurement, is no stall before LONGER times that; the first process says
+    once that it is at it. The others, which wait for it then, have turned to it as well.
     """
 
     def __init__(self, after: float, run: Path, *, rank: int = 0, size: int = 1, done: int = 0):
         """`rank` of `size` processes; `done`: steps that the run has behind it."""
         self.after, self.path = after, run / "stalls" / f"rank-{rank}.txt"
         self.name = f"process {rank} of {size} (pid {os.getpid()} on {socket.gethostname()})"
-        self.alone = size == 1
+        self.alone, self.first = size == 1, rank == 0
         self.trains = threading.get_ident()
-        self.last = (time.monotonic(), done)  # when the last step ended, and which
+        self.last = (time.monotonic(), done, "")  # since when it is at it, steps done, and what it is
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
 
-    def beat(self, step: int) -> None:
-        """`step` steps are done."""
-        self.last = (time.monotonic(), step)
+    def beat(self, step: int, work: str = "") -> None:
+        """`step` steps are done; `work`: what all processes turn to before the next, such as "saving"."""
+        self.last = (time.monotonic(), step, work)
 
     def __enter__(self) -> Watchdog:
         if self.after:
@@ -60,12 +64,17 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def _look(self) -> None:
-        told: tuple[float, int] | None = None
+        told: tuple[float, int, str] | None = None
+        said = self.last
         while not self.over.wait(min(1.0, self.after / 4)):
             faulthandler.dump_traceback_later(2 * self.after, file=STDERR)
-            began, step = last = self.last
-            if told is None and time.monotonic() - began >= self.after:
-                self._tell(step, time.monotonic() - began)
+            began, step, work = last = self.last
+            idle = time.monotonic() - began
+            if work and self.first and idle >= self.after and last != said:
+                say(f"{self.name} has been {work} for {idle:.0f} s, after step {step}")
+                said = last
+            if told is None and idle >= self.after * (LONGER if work else 1):
+                self._tell(step, idle, work)
                 told = last
             elif told is not None and last != told:
                 self._tell_of_the_end(told)
@@ -73,17 +82,18 @@ class Watchdog:
         if told is not None and self.last != told:  # the run was over before the next look
             self._tell_of_the_end(told)
 
-    def _tell_of_the_end(self, told: tuple[float, int]) -> None:
-        began, step = self.last
+    def _tell_of_the_end(self, told: tuple[float, int, str]) -> None:
+        began, step, _ = self.last
         say(f"{self.name} goes on after {began - told[0]:.0f} s: step {step} is done")
 
-    def _tell(self, step: int, idle: float) -> None:
+    def _tell(self, step: int, idle: float, work: str) -> None:
         frames = sys._current_frames()
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         stacks = {ident: traceback.extract_stack(frame) for ident, frame in frames.items()}
         made = [stacks[ident] for ident, name in names.items() if name == BATCHES and ident in stacks]
         words = doing(stacks[self.trains], made, alone=self.alone)
-        line = f"{self.name} stalls: no step has ended for {idle:.0f} s, since step {step}; it is {words}"
+        what = f"it has been {work}" if work else "no step has ended"
+        line = f"{self.name} stalls: {what} for {idle:.0f} s, since step {step}; it is {words}"
         text = [f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n"]
         for ident in sorted(stacks, key=lambda ident: ident != self.trains):
             text += [f"\nthread {names.get(ident, ident)}\n", *stacks[ident].format()]
