@@ -37,7 +37,7 @@ from ditwright.run import assemble, train
 from ditwright.train import job
 from ditwright.train.log import Log
 from ditwright.train.parallel import World
-from ditwright.train.state import checkpoints
+from ditwright.train.state import checkpoints, read_facts
 from small_pipelines import autoencoder, pipeline
 
 ALONE = World(torch.device("cpu"))
@@ -125,6 +125,17 @@ def test_an_inception_score_needs_no_reference_and_classes_are_not_needed(tiny, 
     more = "--steps 1 --measure.metrics is --model.num_classes 0 --measure.reference nowhere"
     train(tiny(words(more)), tmp_path / "run")
     assert scores_of(tmp_path / "run")[1]["is"]["reference_from"] is None
+
+
+def test_the_best_may_be_kept_by_any_of_the_numbers_and_by_no_other(tiny, words, judge, tmp_path):
+    name = extractor_from(judge).name
+    curves = [f"{key}/{name}" for key in KEYS]
+    best = "--steps 2 --log.keep_best 1 --log.best_is highest --log.best_by"
+    train(tiny(words(f"{best} coverage/{name}")), tmp_path / "run")
+    assert list(read_facts(tmp_path / "run/best")["scores"]) == curves
+    with pytest.raises(UserError, match=f"'fid/inception' is not measured; measured: {', '.join(curves)}"):
+        train(tiny(words(f"{best} fid/inception")), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 # samples
