@@ -42,7 +42,6 @@ from .train.ema import EMA
 from .train.fit import Batch
 from .train.job import Job, Measure, Publish, work
 from .train.log import Found
-from .train.meeting import meet
 from .train.optim import optimizer_from
 from .train.parallel import World, arranged, join
 from .train.precision import autocast
@@ -74,9 +73,7 @@ def train(config: TrainConfig, output: Path, world: World | None = None) -> Path
     Under torchrun every process calls this and they train together, unless `world` says otherwise. SIGTERM and Ctrl-C
     save, say so, and leave by SystemExit.
     """
-    if world is None:
-        meet()
-        world = join()
+    world = world or join()
     try:
         world = arranged(world, config.parallel, config.precision)
         new = not checkpoints(output)  # first: what does not fit leaves no trace in the folder
@@ -157,7 +154,7 @@ def assemble(config: TrainConfig, world: World, *, new: bool = True) -> Parts:
         compile_blocks(denoiser.net.blocks)
     world.place(denoiser, ema.module)
     loss = objective_from(config.objective, process)
-    optim = optimizer_from(net, config.optim, slower, rank=world.rank, size=world.size)
+    optim = optimizer_from(net, config.optim, slower)
     conditions: Conditions = Classes(config.model.num_classes, config.seed)
     if encoder is not None:
         conditions = Captions(encoder.to(world.device), config.seed)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -14,10 +12,7 @@ from ditwright.model.build import build
 from ditwright.model.config import CONDITIONINGS, DiTConfig, Stage, conditioned
 from ditwright.train import precision
 from ditwright.train.config import OptimConfig
-from ditwright.train.muon import Muon
 from ditwright.train.optim import Constant, Cosine, Together, adamw, optimizer_from, schedule_from
-from ditwright.train.parallel import join
-from ditwright.train.processes import together
 
 CPU = torch.device("cpu")
 
@@ -105,52 +100,6 @@ def test_muon_remembers_by_the_weight_and_goes_on_exactly():
         step(net, optim, 2)
     for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(p, q)
-
-
-def matrices() -> nn.Module:
-    """Wide, tall and square: one of a shape, and more of a shape than there are processes."""
-    shapes = [(24, 8), *[(8, 24)] * 2, *[(8, 8)] * 5]
-    draws = torch.Generator().manual_seed(0)
-    return nn.ParameterList([nn.Parameter(torch.randn(shape, generator=draws)) for shape in shapes])
-
-
-def drawn(net: nn.Module, seed: int) -> None:
-    for n, p in enumerate(net.parameters()):
-        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * seed + n))
-
-
-def test_muon_is_torchs_bit_for_bit():
-    ours, theirs = matrices(), matrices()
-    one = Muon(ours.parameters(), 0.02, 0.1)
-    other = torch.optim.Muon(theirs.parameters(), 0.02, 0.1, adjust_lr_fn="match_rms_adamw")
-    for seed in range(3):
-        drawn(ours, seed)
-        drawn(theirs, seed)
-        one.step()
-        other.step()
-    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(p, q)
-        assert torch.equal(one.state[p]["momentum_buffer"], other.state[q]["momentum_buffer"])
-
-
-def shared(output: str) -> None:
-    """In every process: Muon by all of them, and alone."""
-    world, nets = join(), [matrices() for _ in range(2)]
-    optims = [Muon(nets[0].parameters(), 0.02, rank=world.rank, size=world.size), Muon(nets[1].parameters(), 0.02)]
-    for seed in range(3):
-        for net, optim in zip(nets, optims, strict=True):
-            drawn(net, seed)
-            optim.step()
-    same = all(torch.equal(p, q) for p, q in zip(*(net.parameters() for net in nets), strict=True))
-    everywhere = world.sum(float(same))
-    if world.main:
-        Path(output).write_text(str(everywhere))
-    world.leave()
-
-
-def test_muon_of_several_processes_moves_as_that_of_one(tmp_path):
-    together(3, shared, str(tmp_path / "same"))
-    assert (tmp_path / "same").read_text() == "3.0"
 
 
 def test_muon_is_refused_where_it_moves_nothing_or_has_another_rate():

@@ -181,7 +181,8 @@ def memory_facts(
     if tensor > 1:
         check_parts(config, tensor)
     count = facts["trained_parameters"]
-    found = memory(config, facts["latent_size"], batch_size // parts, count, facts["text_tokens"], **spread)
+    ways = {name: number for name, number in spread.items() if name != "data"}  # each copy holds what one does
+    found = memory(config, facts["latent_size"], batch_size // parts, count, facts["text_tokens"], **ways)
     return {
         "batch_size": batch_size,
         "devices": parts * spread["sequence"] * tensor,

@@ -48,7 +48,7 @@ def scenes(route: str = "joint") -> TrainConfig:
             clip=1.0,
             batch_size=128,
         ),
-        log=LogConfig(every=20, preview_every=2000, checkpoint_every=500, spike=0),  # the weight's tail is heavy
+        log=LogConfig(every=20, preview_every=2000, checkpoint_every=500),
     )
 
 

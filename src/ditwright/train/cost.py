@@ -29,14 +29,13 @@ def memory(
     parameters: int,
     text: int = 0,
     *,
-    data: int = 1,
     shard: int = 1,
     sequence: int = 1,
     tensor: int = 1,
 ) -> dict[str, int]:
     """Bytes on one device in fp32 with bf16 products, AdamW and an average of the weights, by part.
 
-    `data`, `shard`: as in ParallelConfig; `sequence`, `tensor`: devices that share the tokens of the same samples, the
+    `shard`: as in ParallelConfig; `sequence`, `tensor`: devices that share the tokens of the same samples, the
     matrices of blocks; `batch`: of those samples, how many. Copies cost each device what one does: gradients lie in the
     buckets in which they are averaged (DDP). Where weights are sharded or matrices shared, so is all that is like them
     (FSDP2): those of two blocks are whole at once, in bf16, those of no block in fp32 and bf16, and gradients of one

@@ -12,25 +12,20 @@ import hashlib
 import os
 import secrets
 import time
+from typing import Any
 
-import torch
 import torch.distributed as dist
 
 WITHIN = 600.0  # seconds that processes wait for each other
 POLL = 0.05
 
 
-def meet() -> None:
-    """Bring the processes of torchrun together, where it started this one; `join` of parallel.py finds that done."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
-        return
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if size == 1:
-        return
+def meeting(rank: int, size: int) -> dict[str, Any]:
+    """Where `size` processes meet, for torch's init_process_group; nothing where torchrun did not start them."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    own = dist.PrefixStore(agreed(store, rank, size), store)
-    dist.init_process_group(backend, store=own, rank=rank, world_size=size)
+    return {"store": dist.PrefixStore(agreed(store, rank, size), store), "rank": rank, "world_size": size}
 
 
 def agreed(store: dist.Store, rank: int, size: int, within: float = WITHIN) -> str:

@@ -12,7 +12,6 @@ from torch import nn
 
 from ..errors import UserError
 from .config import OptimConfig
-from .muon import Muon
 
 Schedule = Callable[[int], float]  # step, 0 first -> factor on the learning rate
 
@@ -62,27 +61,16 @@ class Together(torch.optim.Optimizer):
 
 
 def optimizer_from(
-    net: nn.Module,
-    config: OptimConfig,
-    growth: Mapping[str, float] = MappingProxyType({}),
-    *,
-    rank: int = 0,
-    size: int = 1,
+    net: nn.Module, config: OptimConfig, growth: Mapping[str, float] = MappingProxyType({})
 ) -> torch.optim.Optimizer:
-    """The optimizer that a configuration names. `growth`: by name of a weight, what its rate is divided by.
-
-    `rank` of `size` processes, which may share its work: each has all weights, and the same gradients.
-    """
+    """The optimizer that a configuration names. `growth`: by name of a weight, what its rate is divided by."""
     if config.kind == "adamw":
         return adamw(net, config, growth)
     matrices = [p for name, p in net.named_parameters() if p.requires_grad and p.ndim == 2 and "blocks." in name]
     if not matrices:
         raise UserError("optim.kind muon moves the matrices of blocks, and this network has none; take adamw")
-    muon: torch.optim.Optimizer
-    if any(type(p.data) is not torch.Tensor for p in matrices):  # spread over processes: so are products of them
-        muon = torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw")
-    else:
-        muon = Muon(matrices, config.lr, config.weight_decay, rank=rank, size=size)
+    # Steps of the size that AdamW's have: one learning rate is for both (Liu et al. 2025).
+    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
     return Together(muon, adamw(net, config, but=frozenset(map(id, matrices))))
 
 

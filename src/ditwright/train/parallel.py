@@ -24,6 +24,7 @@ from ..nn.branch import Runner
 from ..nn.sequence import InParts
 from .config import ParallelConfig
 from .log import say
+from .meeting import meeting
 from .state import TENSORS, read_whole
 
 Keep = Callable[[Path], None]  # puts what a run must remember into a checkpoint folder
@@ -147,7 +148,8 @@ def join() -> World:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, **meeting(rank, size))
     return World(device, rank, size, local)
 
 
