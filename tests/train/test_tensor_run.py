@@ -176,7 +176,7 @@ def test_every_plan_is_tried():
 @pytest.mark.parametrize(("way", "name"), [pair for pair in PAIRS if pair[1] != "pixart"])  # its tables have odd rows
 def test_the_memory_of_a_process_is_what_is_said(way, name, found):
     (config, space), parallel = NETS[name], WAYS[way][0]
-    ways = {name: getattr(parallel, name) for name in ("data", "shard", "sequence", "tensor")}
+    ways = {name: getattr(parallel, name) for name in ("shard", "sequence", "tensor")}
     assert found[f"{way} {name}"]["bytes"] == memory(config, space, 1, parameters(config), **ways)["weights"]
 
 
