@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -18,13 +17,19 @@ def can_compile() -> bool:
     return torch.cuda.is_available() or any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
 
 
-def compile_blocks(blocks: Iterable[nn.Module], **options: Any) -> None:
-    """Compile each in place, when it first runs, by the options of torch.compile.
+def compile_blocks(blocks: Iterable[nn.Module], backend: Callable | None = None) -> None:
+    """Compile each in place, when it first runs, by torch's own compiler or another `backend` of torch.compile.
 
     The second size of an input makes a graph that fits all further ones. UserError where there is no compiler: it is
     never done without.
     """
     if not can_compile():
         raise UserError("compile needs a C++ compiler on a CPU (g++ or clang++, or its path in CXX); leave it out here")
+    if backend is None:
+        from .rewrite import TanhByExp  # which imports that compiler: a second
+
+        how = {"options": {"post_grad_custom_post_pass": TanhByExp()}}
+    else:
+        how = {"backend": backend}
     for block in blocks:
-        block.compile(**options)
+        block.compile(**how)

@@ -32,7 +32,7 @@ def scenes(route: str = "joint") -> TrainConfig:
     error; Muon; rotary positions; where things lie learnt first.
     """
     return TrainConfig(
-        steps=4100,
+        steps=4200,
         model=network(route),
         process=ProcessConfig(path="linear", target="data"),
         objective=ObjectiveConfig(times="logit-normal", weight="velocity"),

@@ -12,8 +12,8 @@ from ..errors import UserError
 class OptimConfig:
     """The optimizer, its schedule, and the average of its weights.
 
-    `muon` moves the matrices of the blocks along the orthogonal matrix nearest to their momentum, at AdamW's rates, and
-    leaves all else to AdamW (Jordan et al. 2024; Liu et al. 2025).
+    `muon` moves the matrices that tokens pass through in blocks along the orthogonal matrix nearest to their momentum,
+    at AdamW's rates, and leaves all else, modulations too, to AdamW (Jordan et al. 2024; Liu et al. 2025).
     """
 
     kind: Literal["adamw", "muon"] = "adamw"

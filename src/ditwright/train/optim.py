@@ -66,7 +66,8 @@ def optimizer_from(
     """The optimizer that a configuration names. `growth`: by name of a weight, what its rate is divided by."""
     if config.kind == "adamw":
         return adamw(net, config, growth)
-    matrices = [p for name, p in net.named_parameters() if p.requires_grad and p.ndim == 2 and "blocks." in name]
+    inside = [(name, p) for name, p in net.named_parameters() if "blocks." in name and p.ndim == 2 and p.requires_grad]
+    matrices = [p for name, p in inside if ".mod." not in name]  # those that regress from a condition learn sooner so
     if not matrices:
         raise UserError("optim.kind muon moves the matrices of blocks, and this network has none; take adamw")
     # Steps of the size that AdamW's have: one learning rate is for both (Liu et al. 2025).

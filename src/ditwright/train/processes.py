@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 MOST = 8
+HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # which a process reads as it starts: fewer pages to look up
 
 
 def at_most(batch_size: int) -> int:
@@ -37,6 +38,7 @@ def together(count: int, work: Callable[..., Any], *args: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    os.environ.setdefault(*HUGE_PAGES)
     try:
         torch.multiprocessing.spawn(_member, (count, port, work, args), nprocs=count)
     except torch.multiprocessing.ProcessExitedException as left:
