@@ -5,7 +5,7 @@
     python bench/routes.py train parallel runs/routes
     python bench/routes.py show runs/routes              # table.md, report.json and routes.png in that folder
 
-All have the recipes of `ditwright demo scenes`, shorter, and as many steps as cost the same.
+All have the recipes of `ditwright demo scenes`, and as many steps as cost the same.
 """
 
 import argparse
@@ -19,30 +19,27 @@ from ditwright.data.scenes import scenes as drawn
 from ditwright.evaluate.fidelity import ATTRIBUTES, fidelity
 from ditwright.pictures import captioned, save_png
 from ditwright.pipeline import Pipeline, best_device
-from ditwright.recipes.scenes import ROUTES, after, layout, network
+from ditwright.recipes.scenes import ROUTES, after, layout, network, scenes
 from ditwright.run import train
 from ditwright.train.cost import training_flops
 from ditwright.train.processes import at_most, together
 
 PROMPTS, SHOWN = 200, 8  # for each number of things; and of them in the picture
 SPACE, TEXT = (32, 32), 16  # pixels, tokens
-LAYOUT, STEPS, BATCH = 800, 2000, 32  # of the MM-DiT: steps of either training, and samples in each
 
 
-def steps_of(route, steps):
-    """As many as cost what so many of the MM-DiT do."""
+def steps_of(route, recipe):
+    """As many as cost what those of a recipe do for the MM-DiT."""
     cost = {name: training_flops(network(name), SPACE, 1, TEXT) for name in ROUTES}
-    return round(steps * cost["joint"] / cost[route])
+    return round(recipe().steps * cost["joint"] / cost[route])
 
 
 def learn(route, folder, processes):
     """Both of the recipe's trainings; what is done of them is not done again."""
     before = folder / f"{route}-layout"
-    for recipe, output, steps in ((layout, before, LAYOUT), (partial(after, before), folder / route, STEPS)):
-        config = recipe(route=route)
-        data = replace(config.data, batch_size=BATCH)
-        config = replace(config, steps=steps_of(route, steps), data=data, compile=can_compile())
-        together(processes or at_most(BATCH), train, config, output)
+    for recipe, start, output in ((layout, layout, before), (scenes, partial(after, before), folder / route)):
+        config = replace(start(route=route), steps=steps_of(route, recipe), compile=can_compile())
+        together(processes or at_most(config.data.batch_size), train, config, output)
 
 
 def show(folder):
@@ -57,7 +54,7 @@ def show(folder):
         pipe = Pipeline.from_pretrained(folder / route, device=best_device()).ready()
         images = pipe.draw(prompts, seed=0)
         found = fidelity(prompts, images)
-        steps = sum(steps_of(route, count) for count in (LAYOUT, STEPS))
+        steps = sum(steps_of(route, recipe) for recipe in (layout, scenes))
         report[route] = {"steps": steps, **found.plain()}
         for count in (1, 2):
             row = found[count]

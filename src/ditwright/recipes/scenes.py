@@ -32,7 +32,7 @@ def scenes(route: str = "joint") -> TrainConfig:
     error; Muon; rotary positions; where things lie learnt first.
     """
     return TrainConfig(
-        steps=4200,
+        steps=3900,
         model=network(route),
         process=ProcessConfig(path="linear", target="data"),
         objective=ObjectiveConfig(times="logit-normal", weight="velocity"),
@@ -66,6 +66,7 @@ def layout(route: str = "joint") -> TrainConfig:
         objective=replace(config.objective, mean=3.0, std=1.5),
         data=replace(config.data, source="scenes-2"),
         optim=replace(config.optim, schedule="constant"),
+        log=replace(config.log, preview_every=0),  # there is nothing to see yet
     )
 
 
