@@ -13,7 +13,7 @@ from PIL import Image
 from ditwright import run as running
 from ditwright.cli.main import main
 from ditwright.codec.config import CodecConfig
-from ditwright.config import merge, overrides
+from ditwright.config import merge, overrides, read_yaml
 from ditwright.data.base import Pictures
 from ditwright.data.sources import SOURCES
 from ditwright.errors import UserError
@@ -61,6 +61,15 @@ def test_the_samples_are_those_of_the_batch_with_their_times_and_losses(tiny_run
     assert [sample.dropped for sample in found.samples] == (told == 10).tolist()
     mean = torch.tensor([sample.loss for sample in found.samples], dtype=torch.float32).mean()
     assert mean.item() == found.loss
+
+
+def test_a_budget_for_other_devices_is_not_for_this_one(tiny_run, tmp_path):
+    """A batch may not fit one of them."""
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("memory_gb: 0.0", "memory_gb: 1.0e-06"))
+    assert read_yaml(TrainConfig, path).memory_gb == 1e-6
+    assert (replay(folder, 5).loss, replay(folder, 5).grad_norm) == logged(folder)[5]
 
 
 def test_a_checkpoints_weights_are_taken_as_they_are_where_that_is_asked(tiny_run):

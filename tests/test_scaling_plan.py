@@ -151,6 +151,9 @@ def test_checkpointed_activations_need_less():
         for value in ("false", "true")
     )
     assert saving < 0.6 * plain
+    for most in (0.8 * plain, 2 * plain, 0.5 * saving):  # it takes as much as it may, if that is enough
+        (*_, run) = runs_of(changed(SMALL, ["--train.memory_gb", str(most / 1e9)]), SPACE)
+        assert run.bytes == pytest.approx(min(plain, max(saving, most)))
 
 
 def test_a_study_is_yaml(tmp_path):
@@ -255,6 +258,11 @@ def test_what_stands_beside_may_be_added_and_grow_and_not_change(tmp_path):
     ):
         with pytest.raises(UserError, match=f"holds another study: {key} is"):
             settle(other, tmp_path, lambda: "fp32")
+
+
+def test_u_nets_train_where_transformers_keep_to_a_budget():
+    runs = runs_of(changed(WHOLE, ["--train.memory_gb", "9"]), SPACE)
+    assert {(run.role == UNET, run.config.memory_gb) for run in runs} == {(True, 0), (False, 9)}
 
 
 def test_u_nets_train_where_transformers_keep_few_activations():

@@ -5,6 +5,7 @@ Recipes make these, YAML files and dotted options change them, a run folder keep
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -88,7 +89,8 @@ class TrainConfig:
     init: str = ""  # weights to start from: a run, a checkpoint, another project's, a hub name; "": drawn by the seed
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; auto: what this device is faster at
     compile: bool = False  # torch.compile each block
-    checkpoint_activations: bool = False  # less memory, a third more time
+    checkpoint_activations: bool = False  # all blocks compute theirs again: less memory, a third more time
+    memory_gb: float = 0.0  # a budget for each device, in 10^9 bytes: as few blocks do so as keeps to it; 0: none
     process: ProcessConfig = field(default_factory=ProcessConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
@@ -105,6 +107,14 @@ class TrainConfig:
             raise UserError(f"steps must be at least 1; got {self.steps}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must be a whole number from 0 to 2^63 - 1; got {self.seed}")
+        if not 0 <= self.memory_gb < math.inf:
+            raise UserError(f"memory_gb must be 0 or more; got {self.memory_gb:g}")
+        if self.memory_gb and self.checkpoint_activations:
+            raise UserError(
+                "checkpoint_activations is for all blocks, memory_gb for as few as it takes: give one of them"
+            )
+        if self.memory_gb and self.parallel.offload:
+            raise UserError("memory_gb counts weights on the device, parallel.offload keeps them off: give one of them")
         if self.compile and self.parallel.sequence > 1:
             raise UserError("compile is for blocks that see all tokens: leave it out with parallel.sequence above 1")
         outputs = self.model.channels * (2 if self.process.learned_var else 1)

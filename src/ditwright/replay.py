@@ -187,6 +187,8 @@ def subject_of(config: TrainConfig | CodecTrainConfig, *, new: bool) -> Subject:
     data = replace(config.data, prefetch=0, validation="", validation_size=DataConfig.validation_size)
     log = replace(config.log, preview_every=0, tensorboard=False)
     config = replace(config, data=data, log=log, measure=MeasureConfig(), parallel=ParallelConfig())
+    if config.memory_gb:  # of devices that may have been others, and more of them: as little as there can be
+        config = replace(config, memory_gb=0.0, checkpoint_activations=True)
     parts = run.assemble(config, world, new=new)
     captioned = parts.encoder is not None
     hears = captioned or config.model.num_classes > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from .errors import UserError
 from .experiment import TrainConfig
 from .measure import Gauge, gauge_of
 from .model.baseline import UNetConfig
-from .model.build import build
+from .model.build import build, parameters
 from .model.mup import growth, rescale
 from .nn.branch import run_all
 from .pictures import grid, save_png
@@ -37,14 +38,14 @@ from .pipeline.start import start_from
 from .rng import Draws
 from .text.base import TextEncoder
 from .text.sd3 import widths_of
-from .train.cost import training_flops
+from .train.cost import gigabytes, recomputed_within, training_flops
 from .train.ema import EMA
 from .train.fit import Batch
 from .train.job import Job, Measure, Publish, work
 from .train.log import Found
 from .train.optim import optimizer_from
 from .train.parallel import World, arranged, join
-from .train.precision import autocast
+from .train.precision import autocast, resolve
 from .train.runners import checkpointed
 from .train.state import checkpoints
 
@@ -65,6 +66,7 @@ class Parts:
     encoder: TextEncoder | None = None  # of captions
     held_out: Dataset | None = None
     gauge: Gauge | None = None  # where samples are measured as training goes
+    recomputed: int = 0  # of the first blocks: their activations are not kept for the backward pass
 
 
 def train(config: TrainConfig, output: Path, world: World | None = None) -> Path:
@@ -131,11 +133,12 @@ def assemble(config: TrainConfig, world: World, *, new: bool = True) -> Parts:
         widths_of(encoder)
     if config.objective.importance and world.size > 1:
         raise UserError("objective.importance keeps a history of losses and runs in one process")
-    if config.checkpoint_activations and isinstance(config.model, UNetConfig):
-        raise UserError("checkpoint_activations is for the blocks of a transformer; leave it out for a U-Net")
+    if (config.checkpoint_activations or config.memory_gb) and isinstance(config.model, UNetConfig):
+        raise UserError("checkpoint_activations and memory_gb are for a transformer's blocks; a U-Net takes neither")
     if world.tokens and (isinstance(config.model, UNetConfig) or config.model.heads % world.tokens.size()):
         raise UserError("parallel.sequence is for transformers, and divides their heads; take another, or 1")
     world.share(range(config.data.batch_size))
+    recomputed = recomputed_blocks(config, data, world, config.text.length if encoder else 0)
     if data.codec is None:
         codec.moments(data.read(data.groups[0].items[:1], np.array([False])))
     if config.log.preview_every:
@@ -158,7 +161,7 @@ def assemble(config: TrainConfig, world: World, *, new: bool = True) -> Parts:
     conditions: Conditions = Classes(config.model.num_classes, config.seed)
     if encoder is not None:
         conditions = Captions(encoder.to(world.device), config.seed)
-    parts = Parts(config, denoiser, loss, optim, ema, data, codec, world, conditions, encoder)
+    parts = Parts(config, denoiser, loss, optim, ema, data, codec, world, conditions, encoder, recomputed=recomputed)
     pipe = pipeline_of(parts, ema.module)  # to look at, not to sample with
     for group in data.groups:
         pipe.plan(config.sample, group.size)
@@ -173,6 +176,30 @@ def assemble(config: TrainConfig, world: World, *, new: bool = True) -> Parts:
         held_out = parts.held_out
         parts.gauge = gauge_of(config.measure, pipe, data, held_out, source=config.data.source, world=world)
     return parts
+
+
+def recomputed_blocks(config: TrainConfig, data: Dataset, world: World, text: int) -> int:
+    """How many of the first blocks compute their activations again; said, where a budget of memory decides on it.
+
+    `text`: tokens of a sample. UserError where the run does not fit the budget.
+    """
+    depth, most = config.model.depth, config.memory_gb
+    if not most:
+        return depth if config.checkpoint_activations else 0
+    precision = resolve(config.precision, world.device) if world.device.type == "cuda" else config.precision
+    size = max((group.size for group in data.groups), key=math.prod)
+    blocks, needed = recomputed_within(
+        1e9 * most,
+        config.model,
+        [side // config.codec.factor for side in size],
+        len(world.share(range(config.data.batch_size))),
+        parameters(config.model),
+        text,
+        bf16=precision == "bf16",  # auto on a CPU may be either: as fp32, which takes more
+        **{name: getattr(config.parallel, name) for name in ("shard", "sequence", "tensor")},
+    )
+    world.say(f"recomputing {blocks} of {depth} blocks: {gigabytes(sum(needed.values()))} GB of {most:g} GB")
+    return blocks
 
 
 def job_of(parts: Parts) -> Job:
@@ -194,7 +221,7 @@ def job_of(parts: Parts) -> Job:
         weights=WEIGHTS,
         preview=lambda output, step: preview(parts, output, step),
         world=parts.world,
-        run=parts.world.runner(checkpointed if config.checkpoint_activations else run_all),
+        run=parts.world.runner(partial(checkpointed, count=parts.recomputed) if parts.recomputed else run_all),
         measures=tuple(measures(parts)),
         flops=training_flops(config.model, latent_size(parts), 1, config.text.length if parts.encoder else 0),
         items=lambda step: step_items(

@@ -277,6 +277,7 @@ def test_what_was_measured_stays(spent, command):
         ([METER], "--text-tokens 8", "--text-tokens is for a preset"),
         ([METER], "--conditioning adaln", "--conditioning is for a preset"),
         ([METER], "--parallel.shard 2", "--parallel.shard is for a preset"),
+        ([METER], "--memory-gb 2", "--memory-gb is for a preset"),
     ],
 )
 def test_an_option_that_changes_nothing_of_a_run_is_refused(spans, words, said, spent, refused):

@@ -32,7 +32,6 @@ WAYS = {  # what a run is spread over, in the words of `ditwright train`
     "tensor": "devices that share the matrices of blocks",
 }
 NEEDS = {  # an option, and the one without which it would change nothing
-    "devices": "train_steps",
     "tflops": "train_steps",
     "watts": "tflops",
     "pue": "watts",
@@ -42,7 +41,7 @@ NEEDS = {  # an option, and the one without which it would change nothing
 
 def run(words: list[str]) -> int:
     args = parser().parse_args(words)
-    for option, low in (("tflops", 0), ("watts", 0), ("grams_per_kwh", 0), ("pue", 1)):
+    for option, low in (("tflops", 0), ("watts", 0), ("grams_per_kwh", 0), ("memory_gb", 0), ("pue", 1)):
         value = getattr(args, option)
         if value is not None and not (0 < value < math.inf and value >= low):
             least = "of at least 1" if low else "above 0"
@@ -75,6 +74,9 @@ def parser() -> Parser:
     for name, what in WAYS.items():
         parser.add_argument(f"--parallel.{name}", type=int, metavar="N", help=f"memory of each device, with N {what}")
     parser.add_argument(
+        "--memory-gb", type=float, metavar="GB", help="of each device: how many blocks to compute again to fit into it"
+    )
+    parser.add_argument(
         "--tflops", type=float, metavar="T", help="sustained by a device, in 10^12 operations a second: gives the time"
     )
     parser.add_argument(
@@ -102,16 +104,19 @@ def preset_facts(args: Namespace) -> dict[str, Any]:
             raise UserError(f"{option} would change nothing without {other}")
     ways = {name: vars(args)[f"parallel.{name}"] for name in WAYS}
     ways = {name: count for name, count in ways.items() if count is not None}
-    if args.batch_size is not None and args.train_steps is None and not ways:
-        raise UserError("--batch-size would change nothing without --train-steps or --parallel")
+    asked = args.train_steps is not None or args.memory_gb is not None or bool(ways)
+    for option in ("batch_size", "devices"):
+        if getattr(args, option) is not None and not asked:
+            option = option.replace("_", "-")
+            raise UserError(f"--{option} would change nothing without --train-steps, --parallel or --memory-gb")
     if args.num_classes is not None:
         config = replace(config, num_classes=args.num_classes)
     size, latent = sizes(args.preset, args.image_size or [256])
     facts = {"name": args.preset, "conditioning": conditioning, "image_size": size}
     facts |= {"text_tokens": text, **describe(config, latent, text)}
     batch_size = 256 if args.batch_size is None else args.batch_size
-    if ways or args.train_steps is not None:
-        facts["memory"] = memory_facts(config, facts, batch_size, devices=args.devices, ways=ways)
+    if asked:
+        facts["memory"] = memory_facts(config, facts, batch_size, devices=args.devices, ways=ways, most=args.memory_gb)
     if args.train_steps is not None:
         facts["training"] = training(config, facts, args.train_steps, args.tflops)
         if args.watts is not None:
@@ -159,10 +164,19 @@ def describe(config: NetConfig, latent: list[int], text: int) -> dict[str, Any]:
 
 
 def memory_facts(
-    config: NetConfig, facts: dict[str, Any], batch_size: int, *, devices: int | None, ways: dict[str, int]
+    config: NetConfig,
+    facts: dict[str, Any],
+    batch_size: int,
+    *,
+    devices: int | None,
+    ways: dict[str, int],
+    most: float | None,
 ) -> dict[str, Any]:
-    """Memory of each device in training, by part: computed, not measured. `devices` hold all weights each."""
-    from ..train.cost import memory
+    """Memory of each device in training, by part: computed, not measured. `devices` hold all weights each.
+
+    `most`: GB that it may be; for that, some blocks compute their activations again.
+    """
+    from ..train.cost import memory, recomputed_within
 
     if devices is not None and ways:
         raise UserError("--devices are copies of the weights, as --parallel.data is; give one of them")
@@ -182,14 +196,19 @@ def memory_facts(
         check_parts(config, tensor)
     count = facts["trained_parameters"]
     ways = {name: number for name, number in spread.items() if name != "data"}  # each copy holds what one does
-    found = memory(config, facts["latent_size"], batch_size // parts, count, facts["text_tokens"], **ways)
+    sizes, budget = (facts["latent_size"], batch_size // parts, count, facts["text_tokens"]), {}
+    if most is None:
+        found = memory(config, *sizes, **ways)
+    else:
+        again, found = recomputed_within(1e9 * most, config, *sizes, **ways)
+        budget = {"memory_gb": most, "recomputed_blocks": again, "blocks": config.depth}
     return {
         "batch_size": batch_size,
         "devices": parts * spread["sequence"] * tensor,
         "parallel": spread,
         "bytes_per_device": sum(found.values()),
         "bytes_by_part": found,
-    }
+    } | budget
 
 
 def check_parts(config: NetConfig, processes: int) -> None:
@@ -204,19 +223,23 @@ def check_parts(config: NetConfig, processes: int) -> None:
 
 
 def training(config: NetConfig, facts: dict[str, Any], steps: int, tflops: float | None) -> dict[str, Any]:
-    """Operations, memory of each device and hours of a training run: computed, not measured."""
-    from ..train.cost import training_flops
+    """Operations, memory of each device and hours of a training run: computed, not measured.
+
+    Hours are also for what is computed again, operations are not.
+    """
+    from ..train.cost import BACKWARD, training_flops
 
     if steps < 1 or (tflops or 1) <= 0:
         raise UserError(f"--train-steps is at least 1, --tflops above 0; got {steps} and {tflops}")
     memory = facts["memory"]
     flops = training_flops(config, facts["latent_size"], steps * memory["batch_size"], facts["text_tokens"])
+    again = memory.get("recomputed_blocks", 0) / memory.get("blocks", 1) / (1 + BACKWARD)  # nearly all is in blocks
     return {
         "steps": steps,
         **{key: memory[key] for key in ("batch_size", "devices")},
         "flops": flops,
         **{key: memory[key] for key in ("bytes_per_device", "bytes_by_part")},
-        "hours": flops / (memory["devices"] * tflops * 1e12) / 3600 if tflops else None,
+        "hours": (1 + again) * flops / (memory["devices"] * tflops * 1e12) / 3600 if tflops else None,
         "tflops": tflops,
     }
 
@@ -258,10 +281,14 @@ def as_text(facts: dict[str, Any]) -> str:
             "each" if training else f"each of {memory['devices']} device(s) training batches of {memory['batch_size']}"
         )
         rows["memory (computed)"] = f"{memory['bytes_per_device'] / 1e9:.1f} GB on {each}: {parts}"
+        if "memory_gb" in memory:
+            again = f"{memory['recomputed_blocks']} of {memory['blocks']} blocks"
+            rows["recomputed (computed)"] = f"{again}, the fewest for at most {memory['memory_gb']:g} GB"
     if training:
         if training["hours"]:
             rate = f"{training['tflops']:g} TFLOP/s sustained on each"
-            rows["time (computed)"] = f"{training['hours']:.1f} h, were {rate}"
+            again = ", what is recomputed counted in" if memory and memory.get("recomputed_blocks") else ""
+            rows["time (computed)"] = f"{training['hours']:.1f} h, were {rate}{again}"
         if "energy" in training:
             rows["energy (computed)"] = training["energy"]["text"]
     return table(rows)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..train.energy import Estimate, Span
 
 OF_PRESETS = ("conditioning", "image_size", "text_tokens", "num_classes")
-OF_PRESETS += ("train_steps", "batch_size", "devices", "tflops")
+OF_PRESETS += ("train_steps", "batch_size", "devices", "memory_gb", "tflops")
 OF_PRESETS += ("parallel.data", "parallel.shard", "parallel.sequence", "parallel.tensor")
 
 

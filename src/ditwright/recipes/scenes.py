@@ -25,10 +25,10 @@ def scenes(route: str = "joint") -> TrainConfig:
 
     Command: `ditwright demo scenes`, or `ditwright train scenes` and
     `ditwright sample runs/scenes --prompt "a large red circle"`.
-    Cost: with `layout` before it 35 min 4 s on two Xeon cores with AMX, a process on each, compiled (measured
-    2026-11-26, torch 2.13.0, beside test suites).
-    Result (measured): of 200 prompts with combinations never trained on 93.0% are right in every word for one thing,
-    56.5% for two. docs/scenes.md has what led here: a network that tells the clean picture, held to the velocity's
+    Cost: with `layout` before it 26 min 12 s on two Xeon cores with AMX, a process on each, compiled (measured
+    2026-11-26, torch 2.13.0, nothing else running).
+    Result (measured): of 200 prompts with combinations never trained on 95.0% are right in every word for one thing,
+    75.0% for two. docs/scenes.md has what led here: a network that tells the clean picture, held to the velocity's
     error; Muon; rotary positions; where things lie learnt first.
     """
     return TrainConfig(

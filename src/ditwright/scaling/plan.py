@@ -72,10 +72,11 @@ class Run:
     @property
     def bytes(self) -> int:
         """Needed on the device, estimated."""
-        parts = memory(self.config.model, self.space, self.config.data.batch_size, self.parameters)
-        if self.config.checkpoint_activations:  # blocks keep their input, of 4 bytes a number, and one its activations
-            parts["activations"] = round(parts["activations"] * (1 / 12 + 1 / self.config.model.depth))
-        return sum(parts.values())
+        config, sizes = self.config, (self.space, self.config.data.batch_size, self.parameters)
+        most, least = (sum(memory(config.model, *sizes, recomputed=n).values()) for n in (0, config.model.depth))
+        if config.memory_gb:
+            return min(most, max(least, round(1e9 * config.memory_gb)))
+        return least if config.checkpoint_activations else most
 
 
 def samples_per_step(config: TrainConfig) -> int:
@@ -133,7 +134,8 @@ def entries(study: Study, base: TrainConfig) -> Iterator[Entry]:
             yield Entry(name, CONDITIONING, kind, replace(config, model=conditioned(config.model, kind)))
     if nets := study.unets:
         for width, seed in product(nets.widths, study.seeds):
-            plain = replace(base, checkpoint_activations=False, optim=replace(base.optim, lr=nets.lr), seed=seed)
+            plain = replace(base, optim=replace(base.optim, lr=nets.lr), seed=seed)
+            plain = replace(plain, checkpoint_activations=False, memory_gb=0.0)
             yield Entry(f"unet{width}", UNET, "", replace(plain, model=nets.model(width, base.model)))
     if tried := study.transfer:
         for mup, width, factor, seed in product((False, True), tried.widths, tried.factors, tried.seeds):

@@ -20,6 +20,7 @@ from .state import checkpoints, read_facts
 # What a run may be continued with; a codec or an encoder that was moved has the same fingerprint.
 MAY_CHANGE = ("steps", "log.", "sample.", "measure.", "data.prefetch", "parallel.", "codec.source", "codec.revision")
 MAY_CHANGE += ("text.source", "text.revision", "optim.skip_nonfinite", "optim.rollbacks")
+MAY_CHANGE += ("checkpoint_activations", "memory_gb")  # neither changes a result
 
 
 @contextmanager
