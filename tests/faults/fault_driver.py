@@ -11,6 +11,7 @@ import argparse
 import itertools
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ import numpy as np
 from fault_runs import (
     EVERY,
     HOOKS,
+    LONG,
     STEPS,
     Moments,
     assert_same,
@@ -40,8 +42,10 @@ from fault_runs import (
     straight,
     train,
     went_on,
+    with_mounts,
     words_of,
 )
+from fault_saves import full_tmpfs_in_shards, kill_in_a_background_save, kill_in_a_sharded_background_save
 from fault_several import damaged_shards, nan_on_one_rank_of_two, one_rank_of_two_killed, one_two_one
 
 from ditwright.codec.config import CodecConfig
@@ -49,8 +53,6 @@ from ditwright.data.base import batch_items
 from ditwright.data.shards import Shards
 from ditwright.data.streams import Stream
 from ditwright.prepare import PrepareConfig, prepare
-
-LONG = 60
 
 
 def kill_during_a_step(folder: Path, chance: random.Random) -> Moments:
@@ -143,21 +145,18 @@ def full_tmpfs(folder: Path, chance: random.Random) -> Moments:
     disk.mkdir()
     size = sum(path.stat().st_size for path in (whole / "checkpoints").glob("step-*24/*"))
     room = int(size * chance.uniform(1.2, 2.9)) // 4096 * 4096
-    command = [sys.executable, HOOKS, *words_of(disk / "run")]
-    quoted = " ".join(f"'{word}'" for word in command)
-    script = f"""
+    quoted = shlex.join([sys.executable, HOOKS, *words_of(disk / "run")])
+    said = with_mounts(f"""
         mount -t tmpfs -o size={room} none {disk} || exit 77
         {quoted}; [ $? = 2 ] || exit 1
         mount -o remount,size=64m {disk}
         {quoted} || exit 1
         cp -r {disk}/run {run}
-    """
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=600)
-    if done.returncode == 77 or "unshare" in done.stderr:
+    """)
+    if said is None:
         yield "not tried: this machine lets nobody mount a tmpfs here"
         return
-    assert done.returncode == 0, done.stderr
-    assert "No space left on device" in done.stderr, done.stderr
+    assert "No space left on device" in said, said
     assert_same(run, whole)
     yield f"a disk of {room:,} bytes, checkpoints of {size:,}"
 
@@ -287,10 +286,11 @@ def clock_goes_backwards(folder: Path, chance: random.Random) -> Moments:
     yield f"seed {seed}"
 
 
-KILLS = (kill_during_a_step, kill_during_a_save, kill_at_the_rename)
+KILLS = (kill_during_a_step, kill_during_a_save, kill_at_the_rename, kill_in_a_background_save)
 ONCE = (full_disk, damaged_checkpoint, bit_flipped_beside_checkpoints, nan_in_a_gradient, clock_goes_backwards)
 SLOW = (term_with_a_deadline, shard_disappears, full_tmpfs)
 SEVERAL = (one_two_one, one_rank_of_two_killed, nan_on_one_rank_of_two, damaged_shards)
+SEVERAL += (full_tmpfs_in_shards, kill_in_a_sharded_background_save)
 CASES = {case.__name__: case for case in (*KILLS, *ONCE, *SLOW, *SEVERAL)}
 
 
@@ -327,12 +327,12 @@ def main(argv: list[str] | None = None) -> int:
     base, began, failed, points = Path(tempfile.mkdtemp(prefix="faults-")), time.monotonic(), 0, 0
     straight(base)
     straight(base, LONG)
-    print(f"{'case':<31} {'seed':>4}  outcome  moment", flush=True)
+    print(f"{'case':<33} {'seed':>4}  outcome  moment", flush=True)
     for case, seed in plan:
         for moment, outcome in rows(case, seed, base):
             failed += outcome not in ("ok", "-")
             points += case in KILLS
-            print(f"{case.__name__:<31} {seed:>4}  {outcome:<7}  {moment}", flush=True)
+            print(f"{case.__name__:<33} {seed:>4}  {outcome:<7}  {moment}", flush=True)
     print(f"{points} random kill points, {failed} failed, {time.monotonic() - began:.0f} s")
     if not failed:
         shutil.rmtree(base)

@@ -2,9 +2,10 @@
 
 python fault_hooks.py VERB ...   is `ditwright VERB ...` with the plan that the variable FAULTS holds as JSON:
 
-{"kill": ["save", n, s]}      SIGKILL s seconds after its n-th save began, 0 first
+{"kill": ["save", n, s]}      SIGKILL s seconds after its n-th save began, 0 first, and before the next one begins
 {"kill": ["rename", n, 0|1]}  SIGKILL just before, or just after, the n-th checkpoint takes its place
-{"nan": [steps], "times": n}  a NaN in a gradient of these steps, at most n times in all; "rank": only on that process
+{"nan": [steps], "times": n}  a NaN in a gradient of these steps, at most n times in all
+{"rank": n}                   of the processes, these two happen to the n-th, not to the main one
 {"slow": s}                   every save takes s seconds longer
 {"file": n}                   no file may grow beyond n bytes (RLIMIT_FSIZE), as on a disk that is full
 {"clock": seed}               every clock of Python's `time` jumps backwards now and then
@@ -32,10 +33,11 @@ POISONED = "net.blocks.1.mlp.x.fc1.weight"
 
 def install(plan: dict[str, Any]) -> None:
     """Let what a plan says happen in this process."""
-    if "kill" in plan:
+    chosen = plan.get("rank", 0) == int(os.environ.get("RANK", 0))
+    if "kill" in plan and chosen:
         kind, number, moment = plan["kill"]
         {"save": kill_in_save, "rename": kill_at_rename}[kind](number, moment)
-    if "nan" in plan and plan.get("rank", 0) == int(os.environ.get("RANK", 0)):
+    if "nan" in plan and chosen:
         poison(set(plan["nan"]), plan.get("times", 10**9))
     if "slow" in plan:
         before_saves(lambda number: time.sleep(plan["slow"]))
@@ -50,18 +52,25 @@ def die() -> None:
 
 
 def before_saves(act: Callable[[int], object]) -> None:
-    """Do something before every save, told its number."""
+    """Do something before every save, told its number, and when the one before it is there."""
     numbers, real = count(), job.save
 
-    def save(*args: Any) -> None:
+    def save(asked: job.Job, *args: Any) -> None:
+        asked.saves.finish()
         act(next(numbers))
-        real(*args)
+        real(asked, *args)
 
     job.save = save
 
 
 def kill_in_save(number: int, after: float) -> None:
-    before_saves(lambda n: threading.Timer(after, die).start() if n == number else None)
+    def act(n: int) -> None:
+        if n == number:
+            threading.Timer(after, die).start()
+        elif n > number:
+            time.sleep(60)  # the end comes before this save
+
+    before_saves(act)
 
 
 def kill_at_rename(number: int, side: int) -> None:
@@ -79,7 +88,10 @@ def kill_at_rename(number: int, side: int) -> None:
 
 
 def poison(steps: set[int], times: int) -> None:
-    """Put a NaN into one gradient of some steps, so often at most: a fault that passes, not one of the data."""
+    """Put a NaN into one gradient of some steps, so often at most: a fault that passes, not one of the data.
+
+    With copies of the weights all processes get it; with shards it stays in that of this process.
+    """
     real, left = job.fit, [times]
 
     def fit(denoiser: Any, loss: Any, batches: Iterator[Any], optim: Any, **settings: Any) -> Any:
@@ -98,7 +110,16 @@ def poison(steps: set[int], times: int) -> None:
             spoiled.view(-1)[7] = float("nan")
             return spoiled
 
-        handle = dict(getattr(denoiser, "module", denoiser).named_parameters())[POISONED].register_hook(spoil)
+        def spoilt_norm(grads: list[Any]) -> Any:  # no hook is called of a weight in shards
+            mine = weight.grad.to_local()
+            mine.copy_(spoil(mine))
+            return norm(grads)
+
+        weight, norm = dict(getattr(denoiser, "module", denoiser).named_parameters())[POISONED], settings["norm"]
+        if hasattr(weight, "to_local"):
+            yield from real(denoiser, loss, counted(), optim, **{**settings, "norm": spoilt_norm})
+            return
+        handle = weight.register_hook(spoil)
         try:
             yield from real(denoiser, loss, counted(), optim, **settings)
         finally:

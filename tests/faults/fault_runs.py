@@ -22,10 +22,12 @@ import fault_hooks
 
 from ditwright.cli.main import main
 from ditwright.model.weights import read_safetensors
+from ditwright.train.state import read_whole
 
 Moments = Iterator[str]  # a case yields a line for every fault it made, and raises AssertionError where one did harm
 HOOKS = str(Path(fault_hooks.__file__))
-EVERY, STEPS = 3, 24
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+EVERY, STEPS, LONG = 3, 24, 60
 TINY = f"""
     --model.width 16 --model.heads 2 --model.patch 2,2 --model.stages.0.depth 2 --data.batch_size 8 --precision fp32
     --optim.lr 2e-3 --optim.warmup 2 --optim.schedule constant --log.every 1 --log.preview_every 0
@@ -117,12 +119,29 @@ def torchrun(
     plan: dict[str, Any] | None = None,
 ) -> subprocess.Popen[str]:
     """Train in several processes, as a person would start them."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    command += [f"--max-restarts={restarts}", "--monitor-interval=0.1", HOOKS, *words_of(run, *more, steps=steps)]
-    environment = os.environ | {"FAULTS": json.dumps(plan or {}), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = torchrun_command(run, *more, steps=steps, processes=processes, restarts=restarts)
+    environment = os.environ | ONE_THREAD | {"FAULTS": json.dumps(plan or {})}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
+
+
+def torchrun_command(run: Path, *more: object, steps: int = STEPS, processes: int = 2, restarts: int = 0) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    return [*command, f"--max-restarts={restarts}", "--monitor-interval=0.1", HOOKS, *words_of(run, *more, steps=steps)]
+
+
+def with_mounts(script: str) -> str | None:
+    """What a shell script says that may mount what it likes, unseen by others; None where this machine lets nobody.
+
+    It leaves with 77 where it cannot mount.
+    """
+    command = ["unshare", "-m", "sh", "-c", script]
+    done = subprocess.run(command, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=600)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        return None
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def saved(run: Path) -> list[int]:
@@ -152,7 +171,7 @@ def losses(run: Path) -> dict[int, float]:
 def weights(run: Path) -> dict[str, Any]:
     """All tensors of its newest checkpoint: the average, the weights, the optimizer's."""
     newest = max((run / "checkpoints").glob("step-*"))
-    return {name: read_safetensors(newest / f"{name}.safetensors") for name in ("model", "train")}
+    return {"model": read_safetensors(newest / "model.safetensors"), "train": read_whole(newest / "train.safetensors")}
 
 
 def assert_same(run: Path, straight: Path) -> None:
@@ -198,9 +217,9 @@ def went_on(said: str, kept: int) -> bool:
     return bool(lines)
 
 
-def finished(run: Path, kept: int, steps: int) -> Left:
+def finished(run: Path, kept: int, steps: int, *more: object) -> Left:
     """The run goes on from the step that was kept, and on to its end."""
-    left = train(run, steps=steps).ok()
+    left = train(run, *more, steps=steps).ok()
     assert went_on(left.said, kept) or kept == steps, left.said
     return left
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fault_hooks import POISONED
 from fault_runs import (
     EVERY,
     STEPS,
@@ -89,16 +90,19 @@ def damaged_shards(folder: Path, chance: random.Random) -> Moments:
 
 
 def nan_on_one_rank_of_two(folder: Path, chance: random.Random) -> Moments:
-    """Both leave the step out."""
+    """Both leave the step out, and the gradient is named. Copies of the weights all get it; a shard keeps it."""
     step, options = chance.randrange(5, 15), ("--optim.skip_nonfinite", 1)
-    one, two = folder / "one", folder / "two"
+    one = folder / "one"
     train(one, *options, plan={"nan": [step]}).ok()
-    going = torchrun(two, *options, plan={"nan": [step], "rank": chance.randrange(2)})
-    said = going.communicate(timeout=600)[0]
-    assert saved(two)[-1] == STEPS, said
-    assert [line["step"] for line in lines(two) if "skipped" in line] == [step], said
-    assert_close(two, one)
-    yield f"step {step}"
+    for name, more in (("copies", ()), ("shards", SHARDS)):
+        run, rank = folder / name, chance.randrange(2)
+        said = torchrun(run, *options, *more, plan={"nan": [step], "rank": rank}).communicate(timeout=600)[0]
+        assert saved(run)[-1] == STEPS, said
+        assert [line["step"] for line in lines(run) if "skipped" in line] == [step], said
+        where = ", on process 1" if more and rank else ""
+        assert f"step {step} is nan; first non-finite gradient: {POISONED!r}{where}\n" in said, said
+        assert_close(run, one)
+        yield f"{name}: step {step}, rank {rank}"
 
 
 def wait_until(ready: Callable[[], bool], within: float = 600) -> None:

@@ -31,8 +31,8 @@ def driven(cases: str, kills: int = 0, seed: int = 0) -> str:
 
 
 def test_random_kills_lose_nothing_beyond_the_last_save():
-    said = driven("kill_during_a_step,kill_during_a_save,kill_at_the_rename", kills=12)
-    assert said.splitlines()[-1].startswith("12 random kill points, 0 failed")
+    said = driven("kill_during_a_step,kill_during_a_save,kill_at_the_rename,kill_in_a_background_save", kills=16)
+    assert said.splitlines()[-1].startswith("16 random kill points, 0 failed")
 
 
 @pytest.mark.parametrize("cases", [FORKED, "term_with_a_deadline,shard_disappears"])

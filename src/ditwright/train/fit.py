@@ -6,7 +6,7 @@ B batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from ..diffusion.process import Cond
 from ..nn.branch import Runner, run_all
 from ..rng import Draws
 from .ema import EMA
-from .nonfinite import NonFinite, cause_of_gradient, cause_of_loss
+from .nonfinite import Cause, NonFinite, cause_of_gradient, cause_of_loss, first_of
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def fit(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     mean: Callable[[float], float] = float,
     norm: Callable[[list[Tensor]], Tensor] = nn.utils.get_total_norm,
+    gather: Callable[[Cause], Sequence[Cause]] = lambda cause: [cause],
     skip: int = 0,
     skipped: int = 0,
 ) -> Iterator[Tick]:
@@ -68,8 +69,8 @@ def fit(
     `schedule(step)` multiplies the learning rate of each group, step 0 first; `done` steps came before (resume).
     Each step takes `accumulate` batches. Gradients are clipped to the norm `clip`. `run` decides how the blocks run
     (`checkpointed` saves memory); `mean` takes the mean of a number over processes, `norm` that of all gradients
-    together. A step whose loss or gradient is not finite changes nothing but the place: at most `skip` in a row, of
-    which `skipped` came before, then NonFinite.
+    together, `gather` what each process found. A step whose loss or gradient is not finite changes nothing but the
+    place: at most `skip` in a row, of which `skipped` came before, then NonFinite, in the same words on all of them.
     """
     params = [p for group in optim.param_groups for p in group["params"]]
     base = [group.setdefault("initial_lr", group["lr"]) for group in optim.param_groups]
@@ -88,14 +89,14 @@ def fit(
             seen.append((batch, value.detach()))
         losses, why = [mean(value.item()) for _, value in seen], ""
         if wrong := [n for n, shared in enumerate(losses) if not math.isfinite(shared)]:
-            (batch, value), shared = seen[wrong[0]], losses[wrong[0]]
+            batch, value = seen[wrong[0]]
             with autocast():
                 again = partial(loss, plain, batch.x0, batch.cond, batch.draws.again())
-                why = cause_of_loss(step + 1, shared, value.item(), plain, batch.x0, again)
+                why = first_of(gather(cause_of_loss(step + 1, value.item(), plain, batch.x0, again)))
         if not why:
             length = norm([p.grad for p in params if p.grad is not None])
-            if not math.isfinite(mean(length.item())):  # all processes skip, or none
-                why = cause_of_gradient(step + 1, length.item(), plain)
+            if not math.isfinite(shared := mean(length.item())):  # all processes skip, or none
+                why = first_of(gather(cause_of_gradient(step + 1, shared, plain)))
         if (skipped := skipped + 1 if why else 0) > skip:
             raise NonFinite(why)
         if why:
@@ -103,8 +104,8 @@ def fit(
                 history.load_state_dict(before)
         else:
             if (scale := (clip / (length + 1e-6)).item()) < 1:  # as torch has it; to multiply all by 1 takes its time
-                grads = [p.grad for p in params if p.grad is not None]
-                torch._foreach_mul_(grads, scale)  # a number, no tensor: weights may lie on several meshes
+                # By a number, no tensor: weights may lie on several meshes. Kept nowhere: gradients take memory.
+                torch._foreach_mul_([p.grad for p in params if p.grad is not None], scale)
             for group, lr in zip(optim.param_groups, base, strict=True):
                 group["lr"] = lr * schedule(step)
             optim.step()

@@ -252,6 +252,7 @@ def ticks(job: Job, done: int, net: nn.Module | None = None, skipped: int = 0) -
         autocast=autocast(config.precision, job.world.device),
         mean=job.world.mean,
         norm=job.world.norm,
+        gather=job.world.gather,
         skip=config.optim.skip_nonfinite,
         skipped=skipped,
     )

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -126,6 +127,13 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(said, 0, device=self.device)
         return said[0]
+
+    def gather(self, found: Any) -> list[Any]:
+        """What each process found, by rank. All must ask."""
+        everyones = [found] * self.size
+        if self.size > 1:
+            dist.all_gather_object(everyones, found)
+        return everyones
 
     def say(self, line: str) -> None:
         """A line for people, once."""
