@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from itertools import islice
 
 import pytest
@@ -118,6 +119,22 @@ def test_accumulated_batches_are_one_large_batch(accumulate):
     assert small.loss == pytest.approx(large.loss, rel=1e-6)
     assert small.grad_norm == pytest.approx(large.grad_norm, rel=1e-5)
     assert small.samples == large.samples == 16
+
+
+def test_a_clipped_step_keeps_no_gradient_until_the_next():
+    """They are as large as the weights, and the next forward pass needs the room."""
+    denoiser, seen, left = network(), [], []
+    for p in denoiser.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: seen.append(weakref.ref(p.grad)))
+
+    def feed():
+        for one in islice(batches(4), 2):
+            left.append(sum(gradient() is not None for gradient in seen))
+            yield one
+
+    plain_steps(denoiser, feed(), steps=2, clip=0.01)
+    assert len(seen) > 20
+    assert left == [0, 0]
 
 
 def test_clipping_shortens_a_long_gradient_and_only_that():

@@ -43,7 +43,7 @@ def cause_of_gradient(step: int, norm: float, net: nn.Module) -> Cause:
 
 
 def own(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: a DTensor that is asked for more would wait for the other processes."""
+    """What this process holds of a tensor: to look at it asks nothing of the other processes."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
