@@ -16,8 +16,8 @@ def digits() -> TrainConfig:
     Cost: 134 s on two Zen 4 cores without AMX, bf16 (measured 2026-11-21, torch 2.13.0); 96 s on
     two Xeon cores with AMX (2026-11-26).
     Result (measured): 99.2% of 1,000 samples at guidance 1.0 recognised by a classifier that is right on 98.9% of real
-    digits; within-class spread at least 92% and 91% of the real one; 0.98 times as far from the nearest real digit as real
-    ones are. Patches of 4 give 4 tokens, so that a wide network sees each digit a hundred times in that time.
+    digits; within-class spread at least 92% and 91% of the real one; 0.98 times as far from the nearest real digit as
+    real ones are. Patches of 4 give 4 tokens, so that a wide network sees each digit a hundred times in that time.
     """
     return TrainConfig(
         steps=1600,
