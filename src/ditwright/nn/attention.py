@@ -23,9 +23,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 def by_products(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None) -> Tensor:
     """The formula as it stands; of the scores and weights nothing wider than the inputs is kept.
 
-    The fused CPU kernel's bf16 backward is slow on short sequences: forward and backward took it 11 times as long at
-    16 tokens, 3 times at 64, 1.2 times at 256; in fp32 the two are level (`python bench/attention.py`, measured
-    2026-11-21 on two Zen 4 cores, torch 2.13.0).
+    The fused CPU kernel's bf16 backward is slow on short sequences: forward and backward took it 6.5 times as long at
+    16 tokens, 3.3 times at 64, 1.6 times at 256, 0.8 times at 1,024; in fp32 it is never the slower one (`python
+    bench/attention.py`, measured 2026-11-26 on two Xeon cores with AMX, torch 2.13.0).
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, L, M)
     if keys is None:
