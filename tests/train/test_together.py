@@ -15,7 +15,8 @@ from ditwright.train.processes import MOST, at_most, together
 def sums(folder: str) -> None:
     """Every process writes what all of them together hold."""
     world = join()
-    (Path(folder) / str(world.rank)).write_text(f"{world.size} {world.sum(world.rank + 1.0)}")
+    pages = os.environ.get("GLIBC_TUNABLES", "")
+    (Path(folder) / str(world.rank)).write_text(f"{world.size} {world.sum(world.rank + 1.0)} {pages}")
     world.leave()
 
 
@@ -23,14 +24,20 @@ def leaves(code: int) -> None:
     sys.exit(code if os.environ.get("RANK", "0") == "0" else 0)
 
 
-def test_two_processes_find_each_other(tmp_path):
+@pytest.mark.parametrize("asked", ["", "glibc.malloc.check=0"])
+def test_two_processes_find_each_other_and_ask_for_large_pages_unless_told_otherwise(asked, tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", asked)  # so that what it sets is undone, too
+    if not asked:
+        monkeypatch.delenv("GLIBC_TUNABLES")
     together(2, sums, str(tmp_path))
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "2 3.0", "1": "2 3.0"}
+    said = f"2 3.0 {asked or 'glibc.malloc.hugetlb=1'}"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": said, "1": said}
 
 
-def test_one_is_this_one(tmp_path):
+def test_one_is_this_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     together(1, sums, str(tmp_path))
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["1 1.0"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["1 1.0 "]
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -67,7 +67,7 @@ def optimizer_from(
     if config.kind == "adamw":
         return adamw(net, config, growth)
     inside = [(name, p) for name, p in net.named_parameters() if "blocks." in name and p.ndim == 2 and p.requires_grad]
-    matrices = [p for name, p in inside if ".mod." not in name]  # those that regress from a condition learn sooner so
+    matrices = [p for name, p in inside if ".mod." not in name]  # modulations learn sooner by AdamW (docs/scenes.md)
     if not matrices:
         raise UserError("optim.kind muon moves the matrices of blocks, and this network has none; take adamw")
     # Steps of the size that AdamW's have: one learning rate is for both (Liu et al. 2025).
