@@ -64,7 +64,7 @@ class Autoencoder:
             if self._net is None:
                 net = self._read()
                 half = self.dtype == torch.float16 and net.config.get("force_upcast")  # too narrow for it, it says
-                self._net = nn.Module.to(net, self.device, torch.float32 if half else self.dtype)  # theirs warns
+                self._net = self._placed(net, torch.float32 if half else self.dtype)
                 if self.tiled:
                     self._net.enable_tiling()
             return self._net
@@ -105,7 +105,7 @@ class Autoencoder:
         scale, shift = self._affine(latents)
         net, sides = self.net, [side * factor for side in latents.shape[2:]]
         parts = self._parts(latents.float() / scale + shift, sides[0] * sides[1])
-        found = torch.cat([net.decode(part.to(self.device, net.dtype)).sample.float() for part in parts])
+        found = torch.cat([net.decode(self._there(part, net.dtype)).sample.float() for part in parts])
         if list(found.shape[2:]) != sides:
             raise UserError(f"diffusers' tiles of {net.config.get('sample_size')} pixels do not fit; do not tile")
         return found
@@ -127,7 +127,7 @@ class Autoencoder:
             self.device, self.dtype = torch.device(device or self.device), dtype or self.dtype
             net, self._net = self._net, None
             if net is not None and not (self.dtype == torch.float16 and net.config.get("force_upcast")):
-                self._net = nn.Module.to(net, self.device, self.dtype)
+                self._net = self._placed(net, self.dtype)
         return self
 
     def enable_slicing(self, on: bool = True) -> None:
@@ -175,6 +175,17 @@ class Autoencoder:
             )
         return net
 
+    @property
+    def _layout(self) -> torch.memory_format:
+        """In which a CPU's convolutions of one picture take a half to a fourth of the time, in bfloat16."""
+        return torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
+
+    def _placed(self, net: nn.Module, dtype: torch.dtype) -> nn.Module:
+        return nn.Module.to(net, self.device, dtype, memory_format=self._layout)  # diffusers' own `to` warns
+
+    def _there(self, batch: Tensor, dtype: torch.dtype) -> Tensor:
+        return batch.to(self.device, dtype, memory_format=self._layout)
+
     def _check(self, images: np.ndarray) -> None:
         channels, factor = self.net.config["in_channels"], self._config.factor
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != channels:
@@ -189,7 +200,7 @@ class Autoencoder:
     def _encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, M, h, w) float32."""
         net = self.net
-        h = net.encoder(to_float(pixels.to(self.device)).to(net.dtype))
+        h = net.encoder(self._there(to_float(pixels.to(self.device)), net.dtype))
         quant = getattr(net, "quant_conv", None)
         return (h if quant is None else quant(h)).float()
 
