@@ -17,7 +17,7 @@ from ditwright.train.config import LogConfig, OptimConfig
 from ditwright.train.ema import EMA
 from ditwright.train.keep import forget_others
 from ditwright.train.log import keep_until
-from ditwright.train.optim import adamw
+from ditwright.train.optim import Together, adamw
 from ditwright.train.state import checkpoint_path, checkpoints, load_state, save_state
 
 
@@ -94,6 +94,16 @@ def test_state_of_another_network_is_refused(saved):
     net, optim, ema, loss = parts(1)
     with pytest.raises(UserError, match=r"'0.weight'.*\(4, 3\).*\(5, 3\)"):
         load(folder, average, (torch.nn.Sequential(torch.nn.Linear(3, 5), *net[1:]), optim, ema, loss))
+
+
+def test_state_that_another_optimizer_left_is_refused(saved):
+    folder, _, average = saved
+    net, _, ema, loss = parts(1)
+    matrix = net[0].weight
+    optim = Together(torch.optim.Muon([matrix]), adamw(net, OptimConfig(), but={id(matrix)}))
+    with pytest.raises(UserError, match=r"exp_avg, exp_avg_sq, step of '0.weight', which Muon does not keep.*--init"):
+        load(folder, average, (net, optim, ema, loss))
+    assert not optim.state
 
 
 def test_checkpoints_are_the_whole_ones_oldest_first(tmp_path):

@@ -31,7 +31,7 @@ class Share(nn.Module):
 
 
 class Gathered(nn.Module):
-    """The regressions of many norms in one product: (R, D) -> (R, N), in the type of the residual stream."""
+    """The regressions of many norms in one product: (R, D) -> (R, N), of `dtype`."""
 
     def __init__(self, linears: Iterable[nn.Linear], dtype: torch.dtype):
         super().__init__()
@@ -43,4 +43,4 @@ class Gathered(nn.Module):
         self.lin = LaidOut(joined, dtype)
 
     def forward(self, vec: Tensor) -> Tensor:
-        return filled(lambda rows: self.lin(F.silu(rows)), vec).to(vec.dtype)
+        return filled(lambda rows: self.lin(F.silu(rows)), vec)

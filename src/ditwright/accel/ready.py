@@ -26,7 +26,7 @@ from .modulation import Gathered, Share
 from .swap import sharing, swap
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-AHEAD = 128  # rows of the condition for which the blocks' numbers are kept: of XL/2 100 MB
+AHEAD = 128  # rows of the condition for which the blocks' numbers are kept: of XL/2 50 MB in bfloat16
 BATCHES = 4  # of different conditions for which they are
 
 
@@ -138,7 +138,8 @@ class Ready(Denoiser):
         known = self.known(t, cond or {}) if t.ndim == 0 and self.times is not None else None
 
         def told(blocks: Iterable[nn.Module], xs: Streams, ctx: Context) -> Streams:
-            return run(blocks, xs, replace(ctx, vec=self.gathered(ctx.vec) if known is None else known))
+            numbers = self.gathered(ctx.vec) if known is None else known
+            return run(blocks, xs, replace(ctx, vec=numbers.to(ctx.vec.dtype)))
 
         return super().forward(x_t, t, cond, run=told)
 

@@ -60,6 +60,15 @@ class Together(torch.optim.Optimizer):
             part.step()
 
 
+KEEPS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}  # of a weight
+
+
+def movers(optim: torch.optim.Optimizer) -> dict[nn.Parameter, torch.optim.Optimizer]:
+    """By weight, the optimizer that moves it."""
+    parts = optim.parts if isinstance(optim, Together) else (optim,)
+    return {p: part for part in parts for group in part.param_groups for p in group["params"]}
+
+
 def optimizer_from(
     net: nn.Module, config: OptimConfig, growth: Mapping[str, float] = MappingProxyType({})
 ) -> torch.optim.Optimizer:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..model.weights import State, load_strictly, read_safetensors, write_safetensors
 from .ema import EMA
+from .optim import KEEPS, movers
 
 TENSORS, FACTS = "train.safetensors", "train.json"
 SHARDS = "train.dcp"  # a folder in place of the first, where several processes hold a part of the weights each
@@ -72,6 +73,14 @@ def load_state(
         if name not in params:
             raise UserError(f"{str(folder)!r} has optimizer state for {name!r}, which the network lacks")
         moments.setdefault(name, {})[kind] = tensor.to(params[name].device)
+    moved = movers(optim)
+    for name, kept in moments.items():
+        by = type(moved.get(params[name], optim))
+        if kept.keys() != KEEPS.get(by, kept.keys()):
+            raise UserError(
+                f"{str(folder)!r} remembers {', '.join(sorted(kept))} of {name!r}, which {by.__name__} does not keep: "
+                "another optimizer moved it then; begin a new run from its weights (--init)"
+            )
     optim.state.clear()  # of steps that are undone
     for name, kept in moments.items():
         optim.state[params[name]] = kept
