@@ -70,6 +70,11 @@ def two(peer: str, variant: Variant) -> bool:
     return (peer, variant) in (("ditwright", Variant("bf16", True)), ("plain", Variant()))
 
 
+def three(peer: str, variant: Variant) -> bool:
+    """And diffusers with bf16 weights, the faster of its ways to sample."""
+    return two(peer, variant) or (peer, variant) == ("diffusers", Variant("weights"))
+
+
 def cpu_plans() -> list[Plan]:
     """On a CPU."""
     from ditwright.cli.bench import commands
@@ -80,6 +85,7 @@ def cpu_plans() -> list[Plan]:
         Plan(xl, ("sampling",), batch_size=1, steps=50, first=10, only=best, **few),
         Plan(b, ("step",), batch_size=16, only=best, **few),
         Plan(xl, ("sampling",), batch_size=1, steps=50, only=two, **{**few, "rounds": 1}),
+        Plan(xl, ("sampling",), batch_size=1, steps=250, first=10, only=three, **few),
         Plan(s, ("step",), batch_size=16, only=best, **few),
         Plan(s | b, ("forward",), batch_size=4, only=best, **few),
         Plan(s, ("tokens", "batch"), only=best, rounds=3, seconds=0.1),

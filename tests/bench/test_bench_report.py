@@ -21,6 +21,8 @@ TIMES = {
     ("plain", Variant()): (2.0, 2.3, 1.9),
     ("plain", Variant("autocast")): (0.5, 0.7, 0.3),
     ("plain", Variant("autocast", compiled=True)): (0.4, 0.4, 0.4),
+    ("plain", Variant("fp32", compiled=True)): (1.2, 1.2, 1.2),
+    ("ditwright", Variant("fp32", compiled=True)): (0.5, 0.5, 0.5),
 }
 
 
@@ -55,7 +57,7 @@ def test_the_numbers_follow_from_the_rounds(report):
         assert row["seconds"] == {"median": median, "min": min(times), "max": max(times)}
         assert row["samples_per_second"] == pytest.approx(4 / median)
         assert row["tflops"] == pytest.approx(1 / median)
-        assert row["share_of_ceiling"] == pytest.approx(1 / median / (2 if row["variant"] == "fp32" else 8))
+        assert row["share_of_ceiling"] == pytest.approx(1 / median / (2 if row["variant"].startswith("fp32") else 8))
         assert (row["not_measured"], row["errors"]) == (None, {"output": 3e-6})
 
 
@@ -74,7 +76,11 @@ def test_ratios_are_beside_the_right_rows(report):
     assert "swallows" in swallowed["why_not"]
     assert swallowed["spread"] == pytest.approx([0.3 / 0.4, 0.7 / 0.6])
     assert ours["plain, bf16 autocast, compiled"] is None  # ours was not compiled
+    assert ours["plain, fp32, compiled"]["told"] == pytest.approx(2.4)
     assert plain["diffusers, fp32"] is ours["diffusers, fp32"] is None
+    compiled = {name: row["compiled_it_is"] for name, row in found.items() if row["compiled_it_is"]}
+    assert compiled.keys() == {"plain, fp32"}  # beside what is compiled too, the column before tells
+    assert compiled["plain, fp32"]["told"] == pytest.approx(4)
 
 
 def test_a_page_says_what_was_not_measured(report):
@@ -85,7 +91,8 @@ def test_a_page_says_what_was_not_measured(report):
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("|")]
     assert rows[0] == list(HEADER)
     assert rows[2][:6] == ["ditwright", "fp32", "1,000 (900 to 1,100)", "4", "50.0%", "3e-06"]
-    assert rows[2][6:] == ["2.09 [2.00, 2.11]", "-"]
+    assert rows[2][6:] == ["2.09 [2.00, 2.11]", "-", "-"]
+    assert rows[4][8] == "4.00 [3.80, 4.60]"
     assert rows[5][7] == "not told"
     assert "1.00" not in rows[5][7]
     assert rows[-2][:3] == ["diffusers", "fp32", "not measured: it is \\| not installed"]

@@ -34,13 +34,14 @@ HEADER = (
     "error",
     "times as fast as plain fp32",
     "ditwright is x times as fast",
+    "compiled it is",
 )
 LEGEND = """\
 Medians over rounds in which all have their turn, in the opposite order every other round. A share is of the largest
 matrix products in the same precision, measured in the same run. An error is relative to our network in fp32, found
 before anything was timed. A ratio is the median of those within a round; it is not told where 1 lies within its spread
-(min to max, of 9 rounds and more the quartiles). The last column is beside ditwright in the same precision, compiled
-where the row is."""
+(min to max, of 9 rounds and more the quartiles). The last two columns are beside ditwright in the same precision,
+compiled where the row is, and where the row is not."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def row_dict(row: Row, rows: Sequence[Row], ceilings: Mapping[str, float]) -> di
         "share_of_ceiling": tflops * 1e12 / ceiling if tflops and ceiling else None,
         "times_as_fast_as_plain_fp32": beside(plain_of(row, rows), row),
         "ditwright_is_times_as_fast": beside(row, ours_of(row, rows)),
+        "compiled_it_is": beside(row, ours_of(row, rows, compiled=True)),
     }
 
 
@@ -121,12 +123,15 @@ def plain_of(row: Row, rows: Iterable[Row]) -> Row | None:
     return next((one for one in alike(row, rows) if (one.entry.peer, one.entry.variant) == (PLAIN, Variant())), None)
 
 
-def ours_of(row: Row, rows: Iterable[Row]) -> Row | None:
-    """Our row that did the same in the same precision, compiled if it was; None where the row is ours."""
+def ours_of(row: Row, rows: Iterable[Row], *, compiled: bool = False) -> Row | None:
+    """Our row that did the same in the same precision, compiled if it was; None where the row is ours.
+
+    `compiled`: our compiled row beside one that was not.
+    """
     variant = row.entry.variant
-    if variant is None or row.entry.peer == OURS:
+    if variant is None or row.entry.peer == OURS or (compiled and variant.compiled):
         return None
-    same = Variant("fp32" if variant.products == "fp32" else "bf16", variant.compiled)
+    same = Variant("fp32" if variant.products == "fp32" else "bf16", compiled or variant.compiled)
     return next((one for one in alike(row, rows) if (one.entry.peer, one.entry.variant) == (OURS, same)), None)
 
 
@@ -204,7 +209,7 @@ def cells(row: Mapping[str, Any], unit: str | None) -> list[str]:
     error = max(row["errors"].values(), default=None)
     if row["not_measured"]:
         shown = "-" if error is None or not math.isfinite(error) else f"{error:.0e}"
-        return [row["peer"], variant, f"not measured: {row['not_measured']}", "-", "-", shown, "-", "-"]
+        return [row["peer"], variant, f"not measured: {row['not_measured']}", "-", "-", shown, "-", "-", "-"]
     seconds = {name: brief(1000 * value) for name, value in row["seconds"].items()}
     return [
         row["peer"],
@@ -215,6 +220,7 @@ def cells(row: Mapping[str, Any], unit: str | None) -> list[str]:
         "-" if error is None else f"{error:.0e}",
         shown_ratio(row["times_as_fast_as_plain_fp32"]),
         shown_ratio(row["ditwright_is_times_as_fast"]),
+        shown_ratio(row["compiled_it_is"]),
     ]
 
 
