@@ -6,12 +6,16 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ditwright.cli.main import main
+from ditwright.data.scene_words import parse
 from ditwright.data.scenes import scenes
 from ditwright.data.sources import SOURCES
+from ditwright.evaluate import page
 from ditwright.metrics.judge import learn_judge
 from ditwright.metrics.npz import write_samples
+from ditwright.pictures import captioned
 from small_pipelines import prompted_pipeline
 
 pytest.importorskip("tokenizers")
@@ -52,6 +56,29 @@ def test_what_is_right_is_told_by_the_number_of_things(command, real, tmp_path):
     assert told["rows"][2]["sentence"]["value"] == 0.8
     assert told["samples_from"] == str(real)
     assert json.loads(command("eval", "scenes", real, "--json").out) == told
+
+
+def test_a_page_shows_what_is_wrong(command, real, tmp_path, monkeypatch):
+    shown = {}
+
+    def seen(pictures, captions, **style):
+        shown.update(zip(captions, pictures, strict=True))
+        return captioned(pictures, captions, **style)
+
+    monkeypatch.setattr(page, "captioned", seen)
+    assert command("eval", "scenes", real, "--picture", tmp_path / "new" / "page.png").code == 0
+    told = real.with_suffix(".txt").read_text().splitlines()
+    counts = [len(parse(caption).things) for caption in told]
+    assert [len(parse(said.partition(" (")[0]).things) for said in shown] == sorted(
+        [1] * min(page.EACH, counts.count(1)) + [2] * min(page.EACH, counts.count(2))
+    )
+    wrong = {said for said in shown if "(wrong: " in said}
+    assert {said.partition(" (")[0] for said in wrong} <= set(told[::5])
+    assert len(wrong) == sum(said.partition(" (")[0] in told[::5] for said in shown)
+    images = np.load(real)["arr_0"]
+    assert all(np.array_equal(picture, images[told.index(said.partition(" (")[0])]) for said, picture in shown.items())
+    with Image.open(tmp_path / "new" / "page.png") as image:
+        assert image.size[0] > 1000
 
 
 def test_the_reader_is_sure_of_real_scenes(command):

@@ -43,7 +43,9 @@ def decode(plan: Plan, device: torch.device) -> Contest:
         for variant in variants(peer, plan.precisions, compiled=plan.compiled and peer != OURS)
     ]
     settings = {"batch_size": plan.batch_size, "input": [SIDE, SIDE], "widths": list(CONFIG.widths)}
-    notes = ("A small AutoencoderKL with random weights; on a CPU our codec takes one picture at a time, channels last.",)
+    notes = (
+        "A small AutoencoderKL with random weights; on a CPU our codec takes one picture at a time, channels last.",
+    )
     subject = f"AutoencoderKL, factor {CONFIG.factor}"
     return Contest("decode", subject, entries, plan.rounds, plan.seconds, notes=notes, settings=settings)
 

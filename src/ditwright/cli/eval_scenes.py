@@ -15,7 +15,7 @@ SAMPLES is an .npz that ditwright sample --num-fid-samples N --captions SOURCE w
 folder of what ditwright sample --prompt drew; or captioned pictures: scenes-held-out shows how sure the reader is.
 
   ditwright sample RUN --num-fid-samples 1000 --captions scenes-held-out --output fid
-  ditwright eval scenes fid/samples_1000.npz
+  ditwright eval scenes fid/samples_1000.npz --picture fid/scenes.png
 """
 
 
@@ -33,6 +33,7 @@ def run(words: list[str]) -> int:
     add("--size", type=int, metavar="N", help="crop pictures of folders to N x N; draw scenes so")
     add("--json", action="store_true", help="print JSON")
     add("--output", type=Path, metavar="FILE", help="also write the JSON here")
+    add("--picture", type=Path, metavar="FILE", help="draw the first 16 of each number of things, and what is wrong")
     args = parser.parse_args(words)
     if args.size is not None and args.size < 1:
         raise UserError(f"--size must be at least 1; got {args.size}")
@@ -49,6 +50,12 @@ def run(words: list[str]) -> int:
     images, captions = captioned(args.samples, args.captions, args.size)
     with tqdm(total=images.count, unit="picture", disable=not sys.stderr.isatty()) as bar:
         found = fidelity(captions, images, watch=lambda done: bar.update(done - bar.n))
+    if args.picture is not None:
+        from ..evaluate.page import page
+        from ..pictures import save_png
+
+        args.picture.parent.mkdir(parents=True, exist_ok=True)
+        save_png(page(captions, images), args.picture)
     told = {"samples_from": images.name, "drawn": dict(images.origin), **found.plain()}
     tell(told, found.text(), args)
     return 0

@@ -20,9 +20,9 @@ def emoji() -> TrainConfig:
     config = scenes()
     return replace(
         config,
-        steps=1500,
+        steps=4000,
         text=replace(config.text, length=24),
         sample=replace(config.sample, guidance_scale=2.5, guidance_interval=(0.0, 1.0)),  # as measured
         data=replace(config.data, source="emoji"),
-        log=replace(config.log, preview_every=500),
+        log=replace(config.log, preview_every=1000),
     )

@@ -70,6 +70,25 @@ def layout(route: str = "joint") -> TrainConfig:
     )
 
 
+def three(route: str = "joint") -> TrainConfig:
+    """What may follow `scenes`: up to three things, whose captions are longer.
+
+    Command: `ditwright train scenes-3 --init runs/scenes --text.source
+    runs/scenes/checkpoints/step-00003900/text --compile true`, under torchrun with a process for each core.
+    Cost: 22 min 59 s on two Xeon cores with AMX, a process on each, compiled (measured 2026-11-26, torch 2.13.0).
+    Result (measured): of 600 prompts of `scenes-3-held-out` 99.0% are right in every word for one thing, 93.3% for
+    two, 60.1% for three.
+    """
+    config = scenes(route)
+    return replace(
+        config,
+        steps=3000,
+        text=replace(config.text, length=32),
+        data=replace(config.data, source="scenes-3"),
+        optim=replace(config.optim, lr=2e-3),
+    )
+
+
 def after(folder: Path, route: str = "joint") -> TrainConfig:
     """`scenes`, from where a run of `layout` in a folder ended: with its weights and its tokenizer."""
     from ..train.state import checkpoints  # which imports torch: recipes are listed without it
