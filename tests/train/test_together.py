@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +39,25 @@ def test_one_is_this_one(tmp_path, monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     together(1, sums, str(tmp_path))
     assert [path.read_text() for path in tmp_path.iterdir()] == ["1 1.0 "]
+
+
+BARS = """
+from tqdm import tqdm
+from ditwright.train.processes import together
+
+def work():
+    list(tqdm(range(2)))
+
+if __name__ == "__main__":
+    together(2, work)
+"""
+
+
+def test_nothing_is_said_to_leak(tmp_path):
+    (tmp_path / "bars.py").write_text(BARS)
+    done = subprocess.run([sys.executable, tmp_path / "bars.py"], capture_output=True, text=True, check=True)
+    assert "2/2" in done.stderr
+    assert "leaked" not in done.stderr
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from multiprocessing import util
 from typing import Any
 
 import torch
@@ -52,4 +53,5 @@ def _member(rank: int, count: int, port: int, work: Callable[..., Any], args: tu
     work(*args)
     sys.stdout.flush()
     sys.stderr.flush()
+    util._exit_function()  # gives back what would be told to leak: tqdm's locks
     os._exit(0)  # the work is done and saved; gloo's threads abort now and then while an interpreter is taken down
