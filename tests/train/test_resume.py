@@ -107,10 +107,14 @@ def test_a_second_ctrl_c_leaves_at_once_and_loses_only_the_steps_since_the_check
             signal.raise_signal(signal.SIGINT)
         real(parts, output, facts)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(job, "save", impatient)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "stopped")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(job, "save", impatient)
+            with pytest.raises(KeyboardInterrupt):
+                train(config, tmp_path / "stopped")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["step-00000003"]
     train(config, tmp_path / "stopped")
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "straight")
