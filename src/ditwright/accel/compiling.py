@@ -26,9 +26,9 @@ def compile_blocks(blocks: Iterable[nn.Module], backend: Callable | None = None)
     if not can_compile():
         raise UserError("compile needs a C++ compiler on a CPU (g++ or clang++, or its path in CXX); leave it out here")
     if backend is None:
-        from .rewrite import TanhByExp  # which imports that compiler: a second
+        from .rewrite import OPTIONS  # which imports that compiler: a second
 
-        how = {"options": {"post_grad_custom_post_pass": TanhByExp()}}
+        how = {"options": OPTIONS}
     else:
         how = {"backend": backend}
     for block in blocks:

@@ -23,27 +23,27 @@ def can_lay_out(device: torch.device, dtype: torch.dtype) -> bool:
     return all(hasattr(ops, name) for name in wanted) and ops._is_mkldnn_bf16_supported()
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """x (..., I) by a laid-out weight: (..., O)."""
     after = ("gelu", [], "tanh") if gelu else ("none", [], "")
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
 
 
 LIBRARY = torch.library.Library("ditwright", "FRAGMENT")
-LIBRARY.define("product(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
+LIBRARY.define("product(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 for place in ("CPU", "MkldnnCPU"):
     LIBRARY.impl("product", product, place)
 
 
 @torch.library.register_fake("ditwright::product", lib=LIBRARY)
-def _shape(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 class LaidOut(nn.Module):
     """A linear layer that will not change again: (..., I) of any type -> (..., O) of `dtype`.
 
-    `gelu`: followed by the GELU's tanh form, in the same pass over memory where the kernel can.
+    `gelu`: followed by the GELU's tanh form: in the same pass over memory, unless torch.compile makes a sooner one.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, *, gelu: bool = False):
@@ -56,11 +56,11 @@ class LaidOut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        if self.packs:
-            # torch.compile lowers oneDNN's operator only where it has laid the weight out itself
-            work = torch.ops.ditwright.product if torch.compiler.is_compiling() else product
-            return work(x, self.weight, self.bias, self.gelu)
-        y = F.linear(x, self.weight, self.bias)
+        if self.packs and not torch.compiler.is_compiling():
+            return product(x, self.weight, self.bias, self.gelu)
+        # torch.compile lowers oneDNN's operator only where it has laid the weight out itself
+        work = torch.ops.ditwright.product if self.packs else F.linear
+        y = work(x, self.weight, self.bias)
         return F.gelu(y, approximate="tanh") if self.gelu else y
 
 
