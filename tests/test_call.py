@@ -72,8 +72,12 @@ def test_without_classes_there_is_nothing_to_say():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"class_labels": []}, "nothing to sample"),
-        ({"num_images_per_prompt": 0}, "nothing to sample"),
+        ({"class_labels": []}, "^nothing to sample: give a prompt or a class label for each picture"),
+        ({"num_images_per_prompt": 0}, "^num_images_per_prompt must be at least 1; got 0"),
+        ({"num_images_per_prompt": 1.5}, "^num_images_per_prompt must be a whole number; got 1.5"),
+        ({"class_labels": 3.5}, "^give one prompt or class label, or a list of them; got 3.5"),
+        ({"height": 8.0}, "^height must be a whole number; got 8.0"),
+        ({"width": "8"}, "^width must be a whole number; got '8'"),
         ({"class_labels": None}, "class label None is not known"),
         ({"output_type": "pill"}, r"unknown output type 'pill'; known: latent, np, pil, pt \(did you mean 'pil'\?\)"),
         ({"generator": torch.Generator(), "seed": 1}, "a generator or a seed, not both"),
@@ -100,6 +104,11 @@ def test_a_setting_of_none_is_the_checkpoints_own_where_none_is_no_value():
     pipe = pipeline()
     none = dict.fromkeys(("num_inference_steps", "guidance_scale", "guidance_interval", "sampler", "batch_size"))
     assert torch.equal(latents(pipe, **none, height=None, width=None, generator=None), latents(pipe))
+
+
+def test_sizes_and_counts_may_be_of_numpy_or_torch():
+    how = {"height": np.int64(4), "width": torch.tensor(12), "num_images_per_prompt": np.int32(2)}
+    assert torch.equal(latents(pipeline(), [1], **how), latents(pipeline(), [1, 1], height=4, width=12))
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -109,6 +110,31 @@ def test_what_a_killed_process_left_is_neither_used_nor_in_the_way(left, before,
     for text in ("new", "newer"):
         put(tmp_path / "it", text)
         assert set(contents(tmp_path).values()) == {text.encode()}
+
+
+@pytest.mark.parametrize("left", [".it.half", ".it.old"])
+def test_what_is_in_the_way_and_stays_is_told(left, tmp_path, monkeypatch):
+    """Else new files would lie among old ones, or the error be one of a folder that is not empty."""
+    put_folder(tmp_path / "it", "old")
+    (tmp_path / left / "stale").mkdir(parents=True)
+
+    def stays(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", stays)
+    with pytest.raises(OSError, match=rf"busy.*{left}"):
+        put_folder(tmp_path / "it", "new")
+    assert (tmp_path / "it" / "a").read_text() == "old"
+
+
+def test_a_renamed_file_is_on_the_disk_when_it_is_said_to_be(put, tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (calls.append(name), real(*args)))
+    put(tmp_path / "it", "new")
+    assert calls[-1] == "fsync"  # of the folder around it, which has the name
 
 
 def test_files_reach_the_disk_before_they_take_their_place(put, tmp_path, monkeypatch):

@@ -103,7 +103,7 @@ def test_what_encode_prompt_gives_draws_what_the_prompt_does(route):
     assert torch.equal(drawn(alone, **embeds), wanted)
     twice = drawn(alone, num_images_per_prompt=2, **embeds)
     assert torch.equal(twice, drawn(pipe, prompts, negative_prompt=negative, num_images_per_prompt=2))
-    with pytest.warns(UserWarning, match="negative_prompt has no effect at guidance_scale 1"):
+    with pytest.warns(UserWarning, match="^negative_prompt_embeds have no effect at guidance_scale 1"):
         assert not torch.equal(drawn(alone, **embeds, guidance_scale=1.0), wanted)
 
 
@@ -220,8 +220,50 @@ def test_a_negative_prompt_without_guidance_says_so():
             found = drawn(pipe, "a", **more)
         more.pop("negative_prompt")
         assert torch.equal(found, drawn(pipe, "a", **more))
-    with pytest.warns(UserWarning, match="^negative_prompt has no effect"):
+    with pytest.warns(UserWarning, match="^negative_prompt_embeds have no effect"):
         drawn(made(FLUX), guidance_scale=1.0, **embeds)
+
+
+@pytest.mark.parametrize("model", [FLUX, replace(FLUX, guidance=True)], ids=["guided", "imitates"])
+def test_a_negative_prompt_with_guidance_at_no_step_says_so_and_is_not_encoded(model):
+    pipe, never = (
+        made(model, Words()),
+        {"guidance_interval": (0.0, 0.0), "true_cfg_scale": 2.0 if model.guidance else 1},
+    )
+    with pytest.warns(UserWarning, match="^negative_prompt has no effect with a guidance_interval that ends at 0"):
+        found = drawn(pipe, "a", negative_prompt="b", **never)
+    assert pipe.encoder.asked == ["a"]
+    never |= {"true_cfg_scale": 1.0}
+    assert torch.equal(found, drawn(made(model, Words()), "a", **never))
+
+
+def test_drawing_step_by_step_says_what_has_no_effect():
+    pipe = made(FLUX, Words())
+    for ask in (pipe.draw, lambda *args, **more: [*pipe.steps(*args, **more)]):
+        with pytest.warns(UserWarning, match="^negative_prompt has no effect at guidance_scale 1"):
+            ask(["a"], negative_prompt="b", guidance_scale=1.0)
+        ask(["a", ""])  # a set of captions may have empty ones
+    with pytest.raises(UserError, match=r"^negative_prompt is one text for all or one each; got 3$"):
+        pipe.draw(["a"], negative_prompt=3)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"prompt": 3.5}, "^give one prompt or class label, or a list of them; got 3.5"),
+        ({"prompt": []}, "^nothing to sample: give a prompt or a class label"),
+        ({"prompt": "a", "prompt_2": 3.5}, "^give one prompt, or a list of them; got 3.5"),
+        ({"prompt": "a", "negative_prompt": 3}, "^negative_prompt is one text for all or one each; got 3"),
+        ({"prompt": "a", "negative_prompt": 3.5}, "^give one negative_prompt, or a list of them; got 3.5"),
+        ({"prompt": "a", "negative_prompt": ["b", 3]}, r"one text for all or one each; got \['b', 3\]"),
+        ({"prompt": "a", "max_sequence_length": "40"}, "^max_sequence_length must be a whole number; got '40'"),
+        ({"prompt": "a", "max_sequence_length": 40.0}, "^max_sequence_length must be a whole number; got 40.0"),
+    ],
+)
+def test_what_is_neither_text_nor_number_is_one_line(told, said):
+    with pytest.raises(UserError, match=said) as refused:
+        drawn(made(FLUX, Words()), **told)
+    assert "\n" not in str(refused.value)
 
 
 def test_encoders_may_hear_texts_of_their_own():
@@ -382,7 +424,10 @@ def test_the_command_line_says_what_is_missing_and_takes_another_place(tmp_path,
     made(text=TextConfig("flux", str(tmp_path / "gone"))).save_pretrained(tmp_path / "saved")
     words = ["sample", str(tmp_path / "saved"), "--prompt", "a", "--output", str(tmp_path / "out")]
     assert main(words) == 2
-    assert f"error: there is no text encoder's folder {str(tmp_path / 'gone')!r}" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert f"error: there is no text encoder's folder {str(tmp_path / 'gone')!r}" in line
+    assert "`ditwright sample` as --text-encoder; prompt_embeds need none" in line
+    assert not (tmp_path / "out").exists()
     assert main([*words, "--text-encoder", str(tmp_path)]) == 2
     assert f"{str(tmp_path)!r} has no text_encoder/; FLUX reads both" in capsys.readouterr().err
     made().save_pretrained(tmp_path / "none")

@@ -20,7 +20,7 @@ from ditwright.errors import UserError
 from ditwright.experiment import DataConfig, TrainConfig
 from ditwright.model.config import DiTConfig, Stage
 from ditwright.recipes import CODEC_RECIPES
-from ditwright.replay import replay
+from ditwright.replay import logged_loss, replay
 from ditwright.run import train
 from ditwright.text.config import TextConfig
 from ditwright.train.config import LogConfig
@@ -152,6 +152,59 @@ def test_a_folder_without_a_run_and_a_damaged_checkpoint_are_named(tiny_run, tmp
         replay(folder, 5)
     again = replay(folder, 5, checkpoint=0)
     assert again.loss == again.logged
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("\nseed: 0", "\nseed: 1"),
+        ("batch_size: 8", "batch_size: 9"),
+        ("lr: 0.002", "lr: 0.001"),
+        ("steps: ", "step[: "),
+    ],
+)
+def test_a_damaged_configuration_is_named_and_that_of_the_checkpoints_taken(old, new, tiny_run, tmp_path, contents):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    path, said = folder / "config.yaml", []
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    before = contents(folder)
+    found = replay(folder, 5, say=said.append)
+    assert (found.loss, found.grad_norm) == logged(folder)[5]
+    assert said[0].startswith(f"{path} ")
+    assert said[0].endswith(f": taken as {checkpoints(folder)[-1]} has it")
+    assert contents(folder) == before  # nothing is written
+    for checkpoint in checkpoints(folder):
+        shutil.rmtree(checkpoint)
+    if "[" in new:
+        with pytest.raises(UserError, match=r"config\.yaml"):
+            replay(folder, 5)
+
+
+def test_a_step_has_the_rate_of_the_steps_that_the_run_was_to_have_then(tiny, tmp_path):
+    """A cosine to six steps, gone on with to nine; and what is asked for later without a step done says nothing."""
+    words = "--optim.schedule cosine --log.keep 9"
+    train(tiny(f"--steps 6 {words}"), tmp_path / "run")
+    train(tiny(f"--steps 9 {words}"), tmp_path / "run")
+    before = (tmp_path / "run/config.yaml").read_text()
+    train(tiny(f"--steps 4 {words}"), tmp_path / "run")
+    assert (tmp_path / "run/config.yaml").read_text() == before
+    for step in (5, 8):
+        found = replay(tmp_path / "run", step)
+        assert (found.loss, found.grad_norm) == logged(tmp_path / "run")[step]
+    (tmp_path / "run/config.yaml").write_text(before.replace("steps: 9", "steps: 8"))
+    assert replay(tmp_path / "run", 9).loss == logged(tmp_path / "run")[9][0]
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"step": 5, "loss": \xb3}', b"3", b"[5]", b"[" * 99999, b'{"step": 5, "loss": "1"}']
+)
+def test_a_damaged_note_is_passed_over(line, tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    path = folder / "metrics.jsonl"
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    assert logged_loss(folder, 5) == replay(tiny_run, 5).loss
 
 
 IMPORTANCE = """

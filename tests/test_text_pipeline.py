@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +28,7 @@ from ditwright.pipeline import Pipeline
 from ditwright.pipeline.asks import of_labels, of_texts, told_beside
 from ditwright.run import assemble, batches, train
 from ditwright.text.config import TextConfig
+from ditwright.text.cuts import cuts_told_once
 from ditwright.train.config import LogConfig, OptimConfig
 from ditwright.train.parallel import World
 from ditwright.train.state import checkpoints
@@ -152,6 +155,34 @@ def test_a_picture_is_the_same_in_any_batch(pipe):
     assert len({image.tobytes() for image in together}) == len(prompts)
 
 
+def test_one_prompt_is_one_picture_everywhere(pipe):
+    (picture,) = pipe.draw("a red square", seed=2)
+    *_, last = pipe.steps("a red square", seed=2)
+    *_, frame = pipe.frames("a red square", seed=2)
+    assert last.x.shape[0] == 1
+    assert np.array_equal(frame.images, picture[None])
+
+
+def test_captions_that_are_too_long_are_told_once(run, tmp_path, capsys):
+    short = replace(config(), text=TextConfig("bytes", length=3), log=LogConfig(every=1, preview_every=0))
+    in_a_thread = replace(short, data=replace(short.data, prefetch=2))
+    train(in_a_thread, tmp_path / "run", WORLD)
+    said = [line for line in capsys.readouterr().err.splitlines() if "cut" in line]
+    assert re.match(r"note: the prompt was cut after 3 tokens; lost: '.+'", said[0])
+    assert re.match(r"note: \.\.\. and \d more such cuts$", said[1])
+    assert len(said) == 2
+    with pytest.warns(UserWarning, match="other"), cuts_told_once(print):
+        warnings.warn("other", UserWarning, stacklevel=1)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_place_of_a_text_encoder_is_the_same_from_every_folder(run, tmp_path, monkeypatch):
+    shutil.copytree(checkpoints(run)[-1] / "text", tmp_path / "tokens")
+    monkeypatch.chdir(tmp_path)
+    parts = assemble(replace(config(), text=TextConfig("bytes", "tokens", length=12)), WORLD)
+    assert parts.config.text.source == str(tmp_path / "tokens")
+
+
 def test_prompts_and_what_they_must_not_be_are_heard(pipe):
     (plain,), (other,), (turned,) = (
         pipe("a red square", seed=1, output_type="np", **more).images
@@ -244,7 +275,17 @@ def test_the_command_line_takes_prompts(run, capsys, tmp_path):
     assert (facts["prompt"], facts["negative_prompt"]) == ("nothing", "blue")
     quiet = ["--prompt", "nothing", "--negative-prompt", "blue", "--guidance-scale", "1", "--output", str(tmp_path)]
     assert main(["sample", str(run), *quiet]) == 0
-    assert "--negative-prompt has no effect" in capsys.readouterr().err
+    assert (
+        capsys.readouterr().err == "note: --negative-prompt has no effect at guidance_scale 1, which is no guidance\n"
+    )
+    quiet[4:6] = "--guidance-interval", "0", "0"
+    assert main(["sample", str(run), *quiet]) == 0
+    assert "note: --negative-prompt has no effect with a --guidance-interval that ends at 0" in capsys.readouterr().err
+    assert main(["sample", str(run), "--prompt", "", "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().err.startswith("note: an empty prompt asks for nothing in particular")
+    assert main(["sample", str(run), "--prompt", "red " * 30, "--output", str(tmp_path)]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: the prompt was cut after 12 tokens; lost: '")
     for bad, said in (
         ((), "give --prompt TEXT"),
         (("--class-labels", "1"), "this network hears text: give --prompt"),
@@ -254,12 +295,23 @@ def test_the_command_line_takes_prompts(run, capsys, tmp_path):
         assert said in capsys.readouterr().err
 
 
-def test_a_checkpoint_without_its_tokenizer_says_so_when_it_is_asked(run, tmp_path):
-    shutil.copytree(checkpoints(run)[-1], tmp_path / "copy")
-    (tmp_path / "copy" / "text" / "tokenizer.json").unlink()
-    (tmp_path / "copy" / "text" / "other").touch()
-    with pytest.raises(UserError, match=r"there is no tokenizer '.*/text/tokenizer.json'; learn one") as refused:
+@pytest.mark.parametrize("lost", ["the file", "the file beside another", "the folder"])
+def test_a_checkpoint_without_its_tokenizer_says_so_when_it_is_asked(lost, run, tmp_path, capsys):
+    text = shutil.copytree(checkpoints(run)[-1], tmp_path / "copy") / "text"
+    (text / "tokenizer.json").unlink()
+    if lost == "the file beside another":
+        (text / "other").touch()
+    if lost == "the folder":
+        text.rmdir()
+    missing = f"there is no tokenizer {str(text / 'tokenizer.json')!r}: bring it back; "
+    with pytest.raises(UserError, match=re.escape(missing)) as refused:
         Pipeline.from_pretrained(tmp_path / "copy")("a red square")
     assert "\n" not in str(refused.value)
+    assert "prompt_embeds" not in str(refused.value)  # which such a network does not take
+    assert main(["sample", str(tmp_path / "copy"), "--prompt", "a", "--output", str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err
+    assert missing in line
+    assert "--text-encoder" in line
+    assert not (tmp_path / "out").exists()
     again = Pipeline.from_pretrained(tmp_path / "copy", encoder=str(checkpoints(run)[-1] / "text"))
     assert np.array_equal(again.draw(["nothing"]), Pipeline.from_pretrained(run).draw(["nothing"]))

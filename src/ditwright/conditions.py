@@ -1,6 +1,6 @@
 """What a network is told of the samples it trains on: their classes or their captions, a share dropped for guidance.
 
-B batch.
+Where it asks, their size and the guidance that it imitates besides. B batch.
 """
 
 from __future__ import annotations
@@ -79,6 +79,46 @@ class Captions:
                 widths, length = widths_of(self.encode), self.encode.config.length
                 cond = without(cond, part, torch.tensor(lost), widths, length)
         return cond
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What others tell, and what `pipeline/asks.told_beside` tells when sampling: never dropped, as there.
+
+    "size": (B, 3), height and width in pixels of the samples' group and their ratio, where `sizes`; "guidance": (B,),
+    where there is a scale.
+    """
+
+    told: Conditions
+    sizes: bool = False
+    guidance: float | None = None
+
+    def __call__(
+        self, data: Dataset, items: np.ndarray, places: range, share: float, parts: Sequence[float] = ()
+    ) -> Cond:
+        cond = self.told(data, items, places, share, parts)
+        if self.guidance is not None:
+            cond = cond | {"guidance": torch.full((len(items),), self.guidance)}
+        if self.sizes:
+            height, width = size_of(data, items[0])
+            cond = cond | {"size": torch.tensor([[height, width, height / width]] * len(items))}
+        return cond
+
+
+def size_of(data: Dataset, item: int) -> tuple[int, int]:
+    """Height and width in pixels of the group that an item is of."""
+    return next(group.size for group in data.groups if item in group.items)
+
+
+def conditions_of(model: NetConfig, encoder: TextEncoder | None, seed: int, *, guidance: float) -> Conditions:
+    """What a network is told in training: captions where they have an encoder, else classes, and what it asks besides.
+
+    `guidance`: the scale that one which imitates guidance is told.
+    """
+    told: Conditions = Classes(model.num_classes, seed) if encoder is None else Captions(encoder, seed)
+    if not isinstance(model, DiTConfig) or not (model.sizes or model.guidance):
+        return told
+    return Beside(told, model.sizes, guidance if model.guidance else None)
 
 
 def captions(data: Dataset, items: np.ndarray) -> list[str]:

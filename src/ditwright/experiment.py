@@ -27,6 +27,7 @@ class DataConfig:
     label_drop: float = 0.1  # share of labels replaced by the null class, of captions by none, for guidance
     # Shares of what SD3's CLIP-L, CLIP-G and T5 give that are replaced by zeros, each by itself; SD3: 0.464 of each
     encoder_drop: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    guidance_scale: float = 3.5  # told to a network that imitates guidance (FLUX.1 dev), as diffusers trains those
     flip: float = 0.0  # share of pictures mirrored left to right
     prefetch: int = 2  # batches made ahead, in a thread
     validation: str = ""  # held-out data, a source like the other, for a loss without the noise of drawing
@@ -45,6 +46,8 @@ class DataConfig:
             )
         if not all(0 <= share <= 1 for share in self.encoder_drop):
             raise UserError(f"data.encoder_drop must be three shares between 0 and 1; got {self.encoder_drop}")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise UserError(f"data.guidance_scale must be 0 or more; got {self.guidance_scale:g}")
         for name in ("label_drop", "flip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name} must be between 0 and 1; got {getattr(self, name):g}")
@@ -117,6 +120,11 @@ class TrainConfig:
             raise UserError("memory_gb counts weights on the device, parallel.offload keeps them off: give one of them")
         if self.compile and self.parallel.sequence > 1:
             raise UserError("compile is for blocks that see all tokens: leave it out with parallel.sequence above 1")
+        if self.data.guidance_scale != DataConfig.guidance_scale and not getattr(self.model, "guidance", False):
+            raise UserError(
+                "data.guidance_scale is told to networks that imitate guidance (model.guidance), and this one does "
+                f"not: leave it at {DataConfig.guidance_scale:g}"
+            )
         outputs = self.model.channels * (2 if self.process.learned_var else 1)
         if self.model.out_channels != outputs:
             raise UserError(

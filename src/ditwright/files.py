@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield half
         _sync(half)
         os.replace(half, path)
+        _sync(path.parent)
     finally:
         half.unlink(missing_ok=True)
 
@@ -29,7 +30,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder to fill; it becomes `path`, replacing what was there, if the block succeeds."""
     half, old = path.with_name(f".{path.name}.half"), path.with_name(f".{path.name}.old")
-    _tidy(path, half, old)  # what a killed process left
+    _put_back(path, old)
+    for left in (half, old):  # by a killed process
+        remove(left)
     half.mkdir(parents=True)
     try:
         yield half
@@ -40,15 +43,23 @@ def whole_folder(path: Path) -> Iterator[Path]:
         os.replace(half, path)
         _sync(path.parent)
     finally:
-        _tidy(path, half, old)
+        _put_back(path, old)
+        for left in (half, old):  # what does not go now is told by the next one, in whose way it is
+            shutil.rmtree(left, ignore_errors=True)
 
 
-def _tidy(path: Path, half: Path, old: Path) -> None:
-    """Put the old folder back where no new one took its place, and remove what is left over."""
+def _put_back(path: Path, old: Path) -> None:
+    """The old folder, where no new one took its place."""
     if old.exists() and not path.exists():
         os.replace(old, path)
-    shutil.rmtree(half, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder with all that is in it, if it is there. OSError where it stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def seal(folder: Path) -> None:
@@ -58,10 +69,11 @@ def seal(folder: Path) -> None:
     (folder / CHECKSUMS).write_text(json.dumps(noted, indent=1) + "\n")
 
 
-def damage(folder: Path, *, afresh: bool = False) -> str:
+def damage(folder: Path, *, afresh: bool = False, only: Collection[str] = ()) -> str:
     """The first file that is not as it was sealed, and how it differs; "" where all are, or where nothing was sealed.
 
     Files are read in pieces, however large. `afresh`: from the disk, where the system allows, not from its cache.
+    `only`: the names of those to look at, which must have been sealed; (): all.
     """
     if not os.path.lexists(folder / CHECKSUMS):
         return ""
@@ -71,7 +83,12 @@ def damage(folder: Path, *, afresh: bool = False) -> str:
         return f"{CHECKSUMS} is damaged: {error}"
     if not isinstance(noted, dict):
         return f"{CHECKSUMS} is damaged: it holds no names"
+    for name in only:
+        if name not in noted:
+            return f"{CHECKSUMS} is damaged: it lacks {name}"
     for name, mark in noted.items():
+        if only and name not in only:
+            continue
         try:
             found = _mark(folder / name, afresh)
         except FileNotFoundError:

@@ -19,21 +19,23 @@ import torch
 from torch import Tensor
 
 from . import run, train_codec
-from .config import load_yaml, read_yaml
+from .config import load_yaml
 from .data.base import Dataset, Group, dropped, mirrored, step_items
 from .data.decoded import Decoded
+from .data.known import known_by
 from .data.shards import Shards
 from .diffusion.objective import Loss
 from .diffusion.process import Cond
 from .errors import UserError
 from .experiment import CodecTrainConfig, DataConfig, MeasureConfig, TrainConfig
-from .files import damage
 from .rng import Draws
 from .train.config import ParallelConfig
 from .train.fit import NonFinite, Tick
-from .train.job import Job, resume, ticks
+from .train.folder import read_config
+from .train.job import Job, check_data, resume, ticks
+from .train.keep import doubt, fault
 from .train.parallel import World
-from .train.state import checkpoints
+from .train.state import checkpoints, read_facts
 
 MOST = 1000  # steps that are done again without being asked twice
 
@@ -122,7 +124,7 @@ def replay(
     again in memory, at most so many; without `recompute` it takes the checkpoint's weights as they are. On a CPU, for
     a run of one process, the loss is the logged one to the last digit. UserError says what is missing.
     """
-    config = config_of(folder)
+    config = config_of(folder, step, say)
     if not 1 <= step <= config.steps:
         raise UserError(f"--step must be from 1 to {config.steps}, the steps of {str(folder)!r}; got {step}")
     start, path = beginning(folder, step, checkpoint, recompute=recompute)
@@ -134,8 +136,10 @@ def replay(
         )
     subject = subject_of(config, new=path is None)
     job, noted = subject.job, Noted(subject.job.loss)
+    if (sure := path or newest_sure(folder)) is not None and not doubt(sure):
+        check_data(replace(job, data=known_by(subject.data)), read_facts(sure), folder)
     if path is not None:
-        if why := damage(path):
+        if why := fault(path, job.weights):
             raise UserError(f"{str(path)!r} is damaged ({why}); --checkpoint STEP begins with another one")
         resume(job, path)
     if between:
@@ -156,12 +160,29 @@ def replay(
     )
 
 
-def config_of(folder: Path) -> TrainConfig | CodecTrainConfig:
-    """The configuration of the run that a folder holds."""
-    path = folder / "config.yaml"
-    if not path.is_file():
+def config_of(folder: Path, step: int, say: Callable[[str], None]) -> TrainConfig | CodecTrainConfig:
+    """The configuration that a step of a run was done with, by its file and its checkpoints; nothing is written.
+
+    A run may have been given another number of steps later, which its rates follow.
+    """
+    path, newest = folder / "config.yaml", newest_sure(folder)
+    if not path.is_file() and newest is None:
         raise UserError(f"{str(folder)!r} holds no run; name the folder that `ditwright train` wrote")
-    return read_yaml(TrainConfig, path) if "codec" in load_yaml(path) else read_yaml(CodecTrainConfig, path)
+    told = read_facts(newest).get("config") if newest else None  # not in those of before
+    kind = TrainConfig if "codec" in (told or load_yaml(path)) else CodecTrainConfig
+    config, wrong = read_config(kind, path, newest)
+    if wrong and config is None:
+        raise UserError(f"{path} {wrong}")
+    if wrong:
+        say(f"{path} {wrong}: taken as {newest} has it")
+    after = [one for one in checkpoints(folder) if int(one.name[5:]) >= step and not doubt(one)]
+    steps = read_facts(after[0]).get("config", {}).get("steps") if after else None
+    return config if steps is None else replace(config, steps=steps)
+
+
+def newest_sure(folder: Path) -> Path | None:
+    """The newest checkpoint of a run whose facts are as they were written."""
+    return next((path for path in reversed(checkpoints(folder)) if not doubt(path)), None)
 
 
 def beginning(folder: Path, step: int, asked: int | None, *, recompute: bool) -> tuple[int, Path | None]:
@@ -253,11 +274,12 @@ def names_of(data: Dataset, items: np.ndarray) -> list[str | None]:
 def logged_loss(folder: Path, step: int) -> float | None:
     """The loss of a step as the run noted it; None where it did not, or not to the end of the line."""
     path = folder / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             told = json.loads(line)
-        except json.JSONDecodeError:  # the last one, of a run that goes on or was killed
+        except (ValueError, RecursionError):  # the last one, of a run that goes on or was killed; or a damaged one
             continue
-        if told.get("step") == step and isinstance(told.get("loss"), float) and math.isfinite(told["loss"]):
-            return told["loss"]
+        loss = told.get("loss") if isinstance(told, dict) and told.get("step") == step else None
+        if isinstance(loss, float) and math.isfinite(loss):
+            return loss
     return None

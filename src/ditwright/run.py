@@ -17,10 +17,11 @@ from torch import nn
 from .accel.compiling import compile_blocks
 from .codec.base import Codec, codec_from, completed
 from .codec.config import CodecConfig
-from .conditions import Captions, Classes, Conditions, captions, encoder_for, heard_too
+from .conditions import Conditions, captions, conditions_of, encoder_for, heard_too
 from .config import from_dict
 from .data.ahead import ahead
 from .data.base import Dataset, Group, batch_items, mirrored, spread, step_items
+from .data.known import known_by
 from .data.sources import open_dataset
 from .diffusion.objective import Loss, SecondMoment, objective_from
 from .diffusion.process import Denoiser, process_from
@@ -37,6 +38,7 @@ from .pipeline import WEIGHTS, Card, Pipeline
 from .pipeline.start import start_from
 from .rng import Draws
 from .text.base import TextEncoder
+from .text.cuts import cuts_told_once
 from .text.sd3 import widths_of
 from .train.cost import gigabytes, recomputed_within, training_flops
 from .train.ema import EMA
@@ -80,7 +82,8 @@ def train(config: TrainConfig, output: Path, world: World | None = None) -> Path
         world = arranged(world, config.parallel, config.precision)
         new = not checkpoints(output)  # first: what does not fit leaves no trace in the folder
         parts = assemble(config, world, new=new)
-        return work(job_of(parts), output)
+        with cuts_told_once(world.say):
+            return work(job_of(parts), output)
     finally:
         world.leave()
 
@@ -158,9 +161,8 @@ def assemble(config: TrainConfig, world: World, *, new: bool = True) -> Parts:
     world.place(denoiser, ema.module)
     loss = objective_from(config.objective, process)
     optim = optimizer_from(net, config.optim, slower)
-    conditions: Conditions = Classes(config.model.num_classes, config.seed)
-    if encoder is not None:
-        conditions = Captions(encoder.to(world.device), config.seed)
+    told = None if encoder is None else encoder.to(world.device)
+    conditions = conditions_of(config.model, told, config.seed, guidance=config.data.guidance_scale)
     parts = Parts(config, denoiser, loss, optim, ema, data, codec, world, conditions, encoder, recomputed=recomputed)
     pipe = pipeline_of(parts, ema.module)  # to look at, not to sample with
     for group in data.groups:
@@ -227,6 +229,7 @@ def job_of(parts: Parts) -> Job:
         items=lambda step: step_items(
             config.seed, parts.data.groups, config.data.batch_size, step=step, accumulate=config.optim.accumulate
         ).tolist(),
+        data=known_by(parts.data),
     )
 
 

@@ -28,6 +28,7 @@ from .codec.learn import Reconstruct, Reconstruction, Spread, build, psnr, sprea
 from .codec.pixels import channels_first, to_float, to_uint8
 from .data.ahead import ahead
 from .data.base import Dataset, Group, batch_items, mirrored, step_items
+from .data.known import known_by
 from .data.sources import open_dataset
 from .errors import UserError
 from .experiment import CodecTrainConfig
@@ -161,6 +162,7 @@ def job_of(config: CodecTrainConfig, parts: Parts) -> Job:
         items=lambda step: step_items(
             config.seed, parts.groups, config.data.batch_size, step=step, accumulate=config.optim.accumulate
         ).tolist(),
+        data=known_by(parts.data),
     )
 
 

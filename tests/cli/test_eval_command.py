@@ -124,7 +124,8 @@ def test_the_text_encoder_may_lie_elsewhere(command, refused, place, tmp_path):
     judge = f"judge:{place / 'judge.safetensors'}"
     words = ["eval", tmp_path / "saved", "--ref", place / "real.npz", "--extractor", judge, "--metrics", "fid"]
     words += ["--num-samples", 8, "--captions", texts, "--draws", tmp_path / "draws", "--rounds", 0]
-    assert "text.source is empty: name the folder of a tokenizer.json" in refused(*words)
+    missing = tmp_path / "saved" / "text" / "tokenizer.json"
+    assert f"there is no tokenizer {str(missing)!r}: bring it back" in refused(*words)
     code, out, _ = command(*words, "--text-encoder", tmp_path / "tokenizer")
     assert code == 0
     (npz,) = (tmp_path / "draws").rglob("*.npz")

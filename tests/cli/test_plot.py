@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("matplotlib")
+from ditwright.diffusion.objective import TIMES
+from ditwright.scaling import canvas
+
+Axes = pytest.importorskip("matplotlib.axes").Axes
 
 
 def test_the_usual_times_are_drawn_beside_each_other(command, tmp_path):
@@ -27,6 +30,40 @@ def test_a_shift_above_one_stands_farther_to_the_right(command, tmp_path):
     assert middle("--shift", "0.3") + 50 < middle()
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is drawn: of each line the times at its ends, and what the axes are called."""
+    found, stairs = {}, Axes.stairs
+
+    def watched(axes, heights, edges, **style):
+        found["ends"] = edges[[0, -1]].tolist()
+        return stairs(axes, heights, edges, **style)
+
+    monkeypatch.setattr(Axes, "stairs", watched)
+    monkeypatch.setattr(canvas, "named", lambda axes, title, x, y="": found.update(x=x))
+    return found
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_every_name_of_times_is_drawn_and_log_normal_ones_are_noise_levels(command, tmp_path, drawn, times):
+    code, _, err = command("plot", "times", "--output", tmp_path / "one.png", "--times", times)
+    assert (code, err) == (0, "")
+    low, high = drawn["ends"]
+    assert 0 < low < 0.05
+    if times == "log-normal":
+        assert high > 40
+        assert drawn["x"] == "t: the noise level, 0 is data; dotted: the median"
+    else:
+        assert 0.95 < high <= 1
+        assert drawn["x"] == "t: 0 is data, 1 is noise; dotted: the median"
+
+
+def test_steps_of_a_table_are_drawn_where_they_are_drawn_by_their_loss_too(command, tmp_path, drawn):
+    words = ("--times", "discrete", "--importance", "true")
+    assert command("plot", "times", "--output", tmp_path / "one.png", *words)[0] == 0
+    assert drawn["ends"] == [0.001, 1.0]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -35,6 +72,7 @@ def test_a_shift_above_one_stands_farther_to_the_right(command, tmp_path):
         (("--times", "mode", "--mode_scale", "2"), "from -1 to 2 / (pi - 2)"),
         (("--mode_scale", "1"), "objective.mode_scale is for mode times"),
         (("--times", "lognormal"), "unknown times 'lognormal'"),
+        (("--times", "log-normal", "--shift", "2"), "times that end at 80 take no shift"),
     ],
 )
 def test_bad_input_is_one_line(command, words, said, tmp_path, monkeypatch):

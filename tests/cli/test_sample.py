@@ -85,6 +85,18 @@ def test_skipped_layers_and_a_shift_by_size_are_asked_for_by_commas(command, tin
     assert drawn["shifted"][1]["dynamic_shift"] == [0.5, 1.15, 4, 64]
 
 
+def test_without_its_autoencoder_nothing_is_begun_and_the_option_is_named(command, refused, tmp_path):
+    vae = autoencoder(tmp_path / "vae")
+    latent_pipeline(vae).save_pretrained(tmp_path / "saved", with_codec=False)
+    elsewhere = vae.rename(tmp_path / "elsewhere")
+    words = ("sample", tmp_path / "saved", "--class-labels", 1, "--output", tmp_path / "out")
+    line = refused(*words)
+    assert f"there is no codec folder {str(vae)!r}" in line
+    assert "`ditwright sample` as --codec" in line
+    assert not (tmp_path / "out").exists()
+    assert command(*words, "--codec", elsewhere).code == 0
+
+
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_a_sample_is_the_same_in_any_batch(size, command, tiny_run, tmp_path):
     words = ["sample", tiny_run, "--class-labels", *"31415926", "--guidance-scale", 3, "--seed", 2]
@@ -267,7 +279,7 @@ def test_two_processes_draw_the_set_that_one_draws(command, tiny_run, tmp_path):
         ("--size 8 8 --height 8", "give --size, or --height and --width"),
         ("--height 7", "size 7x8 is not divisible"),
         ("--film-strip 1", "--film-strip needs at least 2 previews; got 1"),
-        ("--num-images-per-prompt 0", "num_images_per_prompt 1 or more"),
+        ("--num-images-per-prompt 0", "num_images_per_prompt must be at least 1; got 0"),
         ("--dtype int8", "--dtype"),
         ("--dtype bf16 --precision bf16", "--precision and --compile"),
         ("--sequence-parallel 2 --compile", "processes share plain ones"),

@@ -276,7 +276,7 @@ def test_every_named_choice_is_a_finite_loss(times, weight):
 
 def test_a_configuration_carries_its_knobs_to_the_loss():
     config = ObjectiveConfig(times="logit-normal", mean=0.3, std=0.8, shift=3.0, weight="min-snr", gamma=2.0)
-    loss = objective_from(config, made())
+    loss = objective_from(config, process_from(ProcessConfig()))
     assert loss.times == Shifted(LogitNormal(0.3, 0.8), 3.0)
     assert loss.weight == MinSNR(2.0)
     assert objective_from(ObjectiveConfig(), made()) == Objective(made(), Uniform((0.0, 0.99)), uniform)
@@ -303,7 +303,9 @@ def test_what_needs_the_steps_of_a_table_is_refused_without_one(process, config)
         objective_from(ObjectiveConfig(**config), made(**process))
 
 
-@pytest.mark.parametrize("bad", [{"std": 0.0}, {"shift": -1.0}, {"gamma": 0.0}, {"times": "log"}, {"weight": "snr"}])
+@pytest.mark.parametrize(
+    "bad", [{"std": 0.0}, {"shift": -1.0}, {"shift_base": -1}, {"gamma": 0.0}, {"times": "log"}, {"weight": "snr"}]
+)
 def test_impossible_objectives_are_refused_by_name(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         objective_from(ObjectiveConfig(**bad), made())
@@ -318,6 +320,15 @@ def test_impossible_objectives_are_refused_by_name(bad):
         ({}, {"times": "log-normal"}, "karras"),
         ({"path": "karras", "target": "edm"}, {"times": "logit-normal"}, "karras"),
         ({}, {"times": "discrete"}, "DDPM"),
+        ({"path": "karras", "target": "edm"}, {"times": "log-normal", "shift": 3.0}, "end at 80 take no shift"),
+        ({"path": "karras", "target": "edm"}, {"shift": 0.5}, "end at 80 take no shift"),
+        ({"path": "karras", "target": "edm"}, {"shift_base": 64}, "end at 80 take no shift"),
+        (
+            {"path": "ddpm", "target": "noise"},
+            {"importance": True, "times": "discrete", "shift_base": 64},
+            "shift_base 0",
+        ),
+        ({"span": (0.0, 0.99)}, {"shift": 3.0}, "end at 0.99 take no shift"),
     ],
 )
 def test_times_that_do_not_fit_the_path_are_refused(process, config, said):

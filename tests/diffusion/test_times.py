@@ -1,11 +1,16 @@
 """Which times are trained: inverse distribution functions."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
+from ditwright.diffusion.config import ObjectiveConfig, ProcessConfig
+from ditwright.diffusion.objective import objective_from
+from ditwright.diffusion.process import process_from
+from ditwright.diffusion.target import Prediction
 from ditwright.diffusion.times import (
     Discrete,
     LogitNormal,
@@ -17,7 +22,9 @@ from ditwright.diffusion.times import (
     resolution_shift,
     shift_time,
 )
+from ditwright.diffusion.validation import binned_loss
 from ditwright.errors import UserError
+from ditwright.rng import Draws
 
 ALL = [
     Uniform(),
@@ -130,6 +137,31 @@ def test_more_tokens_are_moved_to_noise():
     t = torch.tensor([0.25, 0.5, 0.75])
     assert (shift_time(t, resolution_shift(4096, 1024)) > t).all()
     torch.testing.assert_close(shift_time(t, 3.0), 3 * t / (1 + 2 * t))  # SD3's release
+
+
+@pytest.mark.parametrize(
+    ("space", "shift"),
+    [((4, 4), 3.0), ((8, 8), 6.0), ((2, 2), 1.5), ((2, 8), 3.0), ((4, 8), 3 * 2**0.5), ((64,), 6.0)],
+)
+def test_a_shift_with_a_base_goes_by_the_positions_of_what_comes(space, shift):
+    """SD3's: more positions, more noise. At the base it is as it is set, and the bins of held-out data have it too."""
+    asked = []
+
+    def denoiser(x_t, t, cond):
+        asked.append(t)
+        return Prediction(x_t, x_t)
+
+    process, x0 = process_from(ProcessConfig()), torch.randn(6, 2, *space, dtype=torch.float64)
+    config = ObjectiveConfig(times="logit-normal", shift=3.0, shift_base=16)
+    fixed = replace(config, shift=shift, shift_base=0)
+    for made in (config, fixed):
+        loss = objective_from(made, process)
+        asked.append(loss(denoiser, x0, {}, Draws(0, range(6), "train")))
+        asked.append(binned_loss(loss, denoiser, x0, {}, Draws(0, range(6), "validation"), bins=3))
+    by_size, alike = asked[: len(asked) // 2], asked[len(asked) // 2 :]
+    for one, other in zip(by_size, alike, strict=True):
+        torch.testing.assert_close(one, other)
+    assert by_size[0].unique().numel() == 6
 
 
 def test_flux_shifts_by_its_line():

@@ -105,12 +105,21 @@ def test_a_lower_dtype_is_made_of_the_whole_one(folders, captions, tmp_path):
     assert half.to(dtype=torch.float16)(captions[:1])["text"].dtype == torch.float16
 
 
-def test_an_encoder_that_was_moved_is_the_same_and_another_in_its_words_is_not(folders, captions, tmp_path):
+def test_an_encoder_that_was_moved_is_the_same_and_another_in_its_words_is_not(
+    folders, captions, tmp_path, monkeypatch
+):
     config = config_of("clip", folders, captions, tmp_path)
     write_cache(tmp_path / "cache", encoder_from(config), captions[:3])
     moved = shutil.copytree(folders["clip"], tmp_path / "moved")
     found = CachedText(tmp_path / "cache", replace(config, source=str(moved))).config
     assert found == replace(completed(config), source=str(moved))
+    monkeypatch.chdir(tmp_path)
+    assert CachedText(tmp_path / "cache", replace(config, source="moved")).config == found
+    monkeypatch.chdir(folders["clip"].parent)
+    with monkeypatch.context() as patch:
+        patch.setattr("ditwright.text.cache.completed", None)  # the same place in other words is not looked at
+        same = CachedText(tmp_path / "cache", replace(config, source=folders["clip"].name)).config
+    assert same == completed(config)
     assert CachedText(tmp_path / "cache", replace(config, source="")).config == completed(config)
     with pytest.raises(
         UserError, match=r"with text\.fingerprint \w{12}; the configuration asks for \w{12}: encode them"

@@ -20,7 +20,7 @@ from ditwright.config import from_dict, to_dict
 from ditwright.errors import UserError
 from ditwright.model.build import build
 from ditwright.model.config import DiTConfig, Stage
-from ditwright.text.base import KINDS, agree, completed, encoder_from
+from ditwright.text.base import KINDS, agree, completed, encoder_from, rooted
 from ditwright.text.config import TextConfig
 from ditwright.text.folder import read_tokenizer
 from ditwright.text.tokenizer import learn
@@ -276,6 +276,7 @@ def test_weights_that_do_not_fit_are_refused(folders, tmp_path):
         ({"layer": 0}, "counts from the last"),
         ({"kind": "sd3", "layer": -2}, "sd3 has none to choose"),
         ({"kind": "t5", "drop": ("t5",)}, "drop is of the kind sd3"),
+        ({"kind": "sd3", "drop": ("t5", "t5")}, "drop names each encoder once; got t5,t5"),
         ({"kind": "sd3", "mask": "on"}, "SD3 reads its padding"),
         ({"kind": "bytes", "mask": "off"}, "must not read padding"),
         ({"kind": "minilm", "source": "x"}, "goes with another text.kind"),
@@ -290,6 +291,15 @@ def test_unknown_kinds_are_refused_by_the_reader():
     with pytest.raises(UserError, match=r"kind must be one of .*got 'clp' \(did you mean 'clip'"):
         from_dict(TextConfig, {"kind": "clp"})
     assert {"none", *KINDS} == set(get_args(get_type_hints(TextConfig)["kind"]))
+
+
+def test_a_place_that_is_here_is_pinned_whole_and_another_as_it_is(folders, monkeypatch, tmp_path):
+    monkeypatch.chdir(folders["clip"].parent)
+    assert completed(TextConfig("clip", folders["clip"].name)).source == str(folders["clip"])
+    monkeypatch.setenv("HOME", str(folders["clip"].parent))
+    assert rooted(f"~/{folders['clip'].name}") == str(folders["clip"])
+    monkeypatch.chdir(tmp_path)
+    assert [rooted(name) for name in ("", "openai/clip", folders["clip"].name)] == ["", "openai/clip", "clip"]
 
 
 NET = DiTConfig(width=16, heads=2, stages=(Stage(1),), num_classes=0, context="stream", text_width=16)
@@ -312,8 +322,8 @@ def test_a_network_hears_what_it_agrees_with(folders, tokens):
         ("clip", {"text_width": 24}, "clip gives states of width 16; model.text_width is 24"),
         ("clip", {"pooled_width": 24}, "clip gives a pooled state of width 16; model.pooled_width is 24"),
         ("t5", {"text_width": 40, "pooled_width": 8}, "t5 gives no pooled state; model.pooled_width is 8"),
-        ("clip", {"text_vocab": 300}, "clip gives states; the network .* takes ids of 300 tokens"),
-        ("bytes", {}, r"bytes gives ids of \d+ tokens; the network .* takes states"),
+        ("clip", {"text_vocab": 300}, "takes ids of 300 tokens: set model.text_vocab 0 and model.text_width 16$"),
+        ("bytes", {}, r"bytes gives ids of (\d+) tokens; the network .* takes states: set model.text_vocab \1$"),
         ("bytes", {"text_vocab": 5}, r"bytes gives ids of \d+ tokens; .* takes ids of 5 tokens"),
         ("clip", {"text_width": 0, "context": "none"}, "the network hears no text: set model.text_width"),
         ("none", {}, r"hears text \(model.text_width 16, pooled_width 0\) and text.kind is none"),

@@ -79,7 +79,7 @@ def test_it_is_the_same_from_the_same_captions_in_any_process(captions, tmp_path
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path, captions):
-    with pytest.raises(UserError, match=r"there is no tokenizer .*tokenizer.json'; learn one from the captions"):
+    with pytest.raises(UserError, match=r"there is no tokenizer .*tokenizer.json': bring it back"):
         Tokenizer.read(tmp_path)
     (tmp_path / FILE).write_text("{}")
     with pytest.raises(UserError, match="is not a tokenizer"):
@@ -87,7 +87,9 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, captions):
     (tmp_path / FILE).write_text(ALWAYS.backend.to_str().replace("<begin>", "<start>"))
     with pytest.raises(UserError, match="does not begin with <pad>, <begin>, <end>"):
         Tokenizer.read(tmp_path)
-    with pytest.raises(UserError, match="at least 259; got 100"):
+    with pytest.raises(UserError, match=r"at least 259; got 0: a network of states .*name another text.kind, or none"):
+        learn(captions, 0)
+    with pytest.raises(UserError, match=r"at least 259; got 100$"):
         learn(captions, 100)
     for prompts in ("one string", [], ["a", 3]):
         with pytest.raises(UserError, match="prompts are a list of one or more strings"):

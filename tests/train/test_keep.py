@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ditwright.model.weights import read_safetensors
 from ditwright.run import train
 from ditwright.train import job
 from ditwright.train.config import LogConfig
-from ditwright.train.keep import before, best, forget_others, is_among_best
+from ditwright.train.keep import before, best, fault, forget_others, is_among_best, newest_whole, whole_best
 from ditwright.train.log import Log
 from ditwright.train.processes import together
 from ditwright.train.state import checkpoint_path, checkpoints, read_facts
@@ -84,6 +85,62 @@ def test_checkpoints_before_leaps_are_kept_until_there_are_newer_ones(scored):
     assert steps(checkpoints(run)) == [3, 5]  # of what is there, the nearest before 5 too
     forget_others(run, LogConfig(keep=1))
     assert steps(checkpoints(run)) == [5]
+
+
+def flip(path, old, new):
+    """What one bit, or a few, do to a file."""
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
+def sealed(run):
+    for path in checkpoints(run):
+        seal(path)
+    return run
+
+
+@pytest.mark.parametrize("new", [b"0.0", b"0.1x"], ids=["another score", "no JSON"])
+def test_a_damaged_score_moves_no_best_and_is_set_aside_by_name(new, scored):
+    run = sealed(scored(s1=0.5, s2=0.1, s3=0.3, s4=None))
+    flip(checkpoint_path(run, 1) / "train.json", b"0.5", new)
+    assert steps(best(run, LogConfig(keep_best=9))) == [2, 3]
+    assert not is_among_best(run, LogConfig(keep_best=2), 0.4)
+    said = []
+    forget_others(run, LogConfig(keep=1, keep_best=1), say=said.append)
+    assert steps(checkpoints(run)) == [2, 4]
+    assert (run / "best").resolve() == checkpoint_path(run, 2).resolve()
+    assert (run / "checkpoints/damaged-00000001/train.json").exists()
+    (line,) = said
+    assert line.startswith("step-00000001/train.json is damaged")
+    assert line.endswith("set aside as damaged-00000001")
+
+
+def test_the_best_are_looked_at_before_a_run_goes_on(scored):
+    run = scored(s1=0.1, s2=0.2, s3=0.3, s4=0.4)
+    for path in checkpoints(run):
+        for name in ("model.safetensors", "train.safetensors"):
+            (path / name).write_text("weights")
+    forget_others(sealed(run), LogConfig(keep=9, keep_best=2))
+    assert (run / "best").resolve() == checkpoint_path(run, 1).resolve()
+    flip(checkpoint_path(run, 1) / "model.safetensors", b"weights", b"Weights")
+    flip(checkpoint_path(run, 3) / "model.safetensors", b"weights", b"Weights")
+    said = []
+    newest = newest_whole(run, "model.safetensors", said.append)
+    whole_best(run, LogConfig(keep_best=2), "model.safetensors", said.append, newest)
+    assert steps(checkpoints(run)) == [2, 4]
+    assert (run / "best").resolve() == checkpoint_path(run, 2).resolve()
+    assert [line.partition("/")[0] for line in said] == ["step-00000001", "step-00000003"]
+
+
+@pytest.mark.parametrize("left_out", ["train.json", "model.safetensors", "train.safetensors", None])
+def test_checksums_that_leave_out_a_file_are_no_seal(left_out, tiny_run, tmp_path):
+    path = shutil.copytree(checkpoints(tiny_run)[-1], tmp_path / "step-00000006")
+    assert fault(path, "model.safetensors") == ""
+    sums = json.loads((path / "checksums.json").read_text())
+    kept = {} if left_out is None else {name: mark for name, mark in sums.items() if name != left_out}
+    (path / "checksums.json").write_text(json.dumps(kept))
+    assert fault(path, "model.safetensors") == f"checksums.json is damaged: it lacks {left_out or 'train.json'}"
 
 
 def test_a_run_keeps_its_best_and_samples_from_it(tiny, tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 
 import pytest
 
 from ditwright import run
+from ditwright.errors import UserError
 from ditwright.model.weights import read_safetensors
 from ditwright.run import train
 from ditwright.train import job
@@ -135,6 +137,44 @@ def test_more_steps_go_on_from_the_end(tiny, outcome, tmp_path, capsys):
     assert ours["samples"].keys() - theirs["samples"].keys() == {"step-00000005.png"}
     assert ours | {"samples": None} == theirs | {"samples": None}
     assert "steps: 5 -> 12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", ["", "--log.async_save true"])
+def test_a_run_whose_checkpoints_are_gone_keeps_its_notes(options, tiny, contents, tmp_path):
+    """It could only begin anew, over the notes of all that it did."""
+    config = tiny(f"--steps 8 {options}")
+    train(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    before = contents(tmp_path / "run")
+    with pytest.raises(UserError, match=r"has no checkpoint, though 8 steps are noted and every 3 one is saved: bring"):
+        train(config, tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+    (tmp_path / "run/metrics.jsonl").unlink()
+    train(config, tmp_path / "run")
+
+
+def test_a_run_that_was_killed_in_its_first_save_begins_anew(tiny, outcome, tmp_path):
+    config = tiny("--steps 6")
+    train(config, tmp_path / "run")
+    straight = outcome(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run/metrics.jsonl").write_text("".join(lines[:3]))
+    train(config, tmp_path / "run")
+    assert outcome(tmp_path / "run") == straight
+
+
+def test_notes_that_changed_since_they_were_saved_are_said_and_the_run_goes_on(tiny, tmp_path, capsys):
+    train(tiny("--steps 6 --optim.schedule constant"), tmp_path / "run")
+    path = tmp_path / "run/metrics.jsonl"
+    path.write_text(path.read_text().replace('"loss": 1', '"loss": 3', 1))
+    capsys.readouterr()
+    for steps, times in ((7, 1), (8, 0)):  # what is saved then is known by what is there
+        train(tiny(f"--steps {steps} --optim.schedule constant"), tmp_path / "run")
+        assert capsys.readouterr().err.count("has 6 lines of losses, and other ones than the 6 saved") == times
+    train(tiny("--steps 9 --optim.schedule constant --log.every 2"), tmp_path / "run")
+    train(tiny("--steps 10 --optim.schedule constant --log.every 7"), tmp_path / "run")
+    assert "lines of losses" not in capsys.readouterr().err
 
 
 def test_recomputing_activations_changes_nothing_but_memory(tiny, outcome, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -16,9 +17,9 @@ from ditwright.errors import UserError
 from ditwright.train.config import LogConfig, OptimConfig
 from ditwright.train.ema import EMA
 from ditwright.train.keep import forget_others
-from ditwright.train.log import keep_until
+from ditwright.train.log import Mark, keep_until, last_noted
 from ditwright.train.optim import Together, adamw
-from ditwright.train.state import checkpoint_path, checkpoints, load_state, save_state
+from ditwright.train.state import checkpoint_path, checkpoints, load_state, save_state, write_facts
 
 
 def parts(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer, EMA, SecondMoment]:
@@ -110,6 +111,7 @@ def test_checkpoints_are_the_whole_ones_oldest_first(tmp_path):
     assert checkpoints(tmp_path) == []
     for number in (100, 9, 20_000_000):
         checkpoint_path(tmp_path, number).mkdir(parents=True)
+        write_facts(checkpoint_path(tmp_path, number), {"step": number})
     for other in (".step-00000030.half", "step-best", "notes"):
         (tmp_path / "checkpoints" / other).mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == [
@@ -139,6 +141,47 @@ def test_lines_after_the_checkpoint_are_dropped(text, kept, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_no_lines_are_no_file(tmp_path):
+def test_no_lines_are_no_file(tmp_path, capsys):
+    keep_until(tmp_path / "metrics.jsonl", 0)
+    assert capsys.readouterr().err == ""
     keep_until(tmp_path / "metrics.jsonl", 2)
     assert list(tmp_path.iterdir()) == []
+    assert "metrics.jsonl is missing: what was noted until step 2 is not all there" in capsys.readouterr().err
+
+
+LOSSES = [f'{{"step": {step}, "loss": 0.{step}, "grad_norm": 1.0, "lr": 0.1}}' for step in range(1, 8)]
+BESIDE = ['{"step": 3, "event": "loss spike"}', '{"step": 3, "val_loss": 1.0}', '{"step": 3, "event": "rollback"}']
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "left"),
+    [
+        (lambda lines: lines, "", [1, 2, 3, 3, 3, 3, 4, 5]),
+        (lambda lines: [*lines[:-2], lines[-2][:30]], "", [1, 2, 3, 3, 3, 3, 4, 5]),  # a kill cuts the last one
+        (lambda lines: [*lines[:-1], lines[-1][1:] + "\n"], "line 10 is damaged", [1, 2, 3, 3, 3, 3, 4, 5]),
+        (lambda lines: [lines[0], lines[1].replace("2", "6", 1), *lines[2:]], "line 2 is", [1, 3, 3, 3, 3, 4, 5]),
+        (lambda lines: [lines[0], lines[1].replace("2", "3", 1), *lines[2:]], "line 2 is", [1, 3, 3, 3, 3, 4, 5]),
+        (lambda lines: [lines[0], lines[1].replace("2", "92", 1), *lines[2:]], "line 2 is", [1, 3, 3, 3, 3, 4, 5]),
+        (lambda lines: [*lines[:7], lines[7].replace("5", "1", 1)], "line 8 is", [1, 2, 3, 3, 3, 3, 4]),
+        (lambda lines: [*lines[:7], lines[7].replace("5", "7", 1)], "has 4 lines of losses", [1, 2, 3, 3, 3, 3, 4]),
+        (lambda lines: lines[:3], "has 3 lines of losses, and other ones than the 5 saved", [1, 2, 3]),
+        (lambda lines: lines[1:], "has 4 lines of losses", [2, 3, 3, 3, 3, 4, 5]),
+        (lambda lines: [lines[0].replace("0.1", "0.9"), *lines[1:]], "has 5 lines of losses", [1, 2, 3, 3, 3, 3, 4, 5]),
+        (lambda lines: [], "has 0 lines of losses", []),
+    ],
+)
+def test_notes_that_are_not_as_they_were_are_said(change, said, left, tmp_path, capsys):
+    """Of steps 1 to 7, with other things beside step 3, where step 5 was saved; a rollback is noted after its save."""
+    path, lines = tmp_path / "metrics.jsonl", [*LOSSES[:3], *BESIDE, *LOSSES[3:]]
+    then = Mark(line.encode() for line in LOSSES[:5]).memory()
+    path.write_text("\n".join(change(lines)) + ("\n" if change(lines) == lines else ""))
+    mark = keep_until(path, 5, then)
+    found = [line for line in path.read_text().splitlines() if line]
+    assert [json.loads(line)["step"] for line in found] == left
+    assert mark.memory() == Mark(line.encode() for line in found).memory()
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == bool(said)
+    assert all(said in line for line in told)
+    keep_until(path, 5)  # what a run of before remembers of its notes: nothing
+    assert capsys.readouterr().err == ""
+    assert last_noted(path) == max(left, default=0)

@@ -1,4 +1,7 @@
-"""A process that stalls says so itself, with the place where it is stuck, and those that wait for it say that."""
+"""A process that stalls says so itself, with the place where it is stuck, and those that wait for it say that.
+
+Where it is frozen, they name it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from ditwright.train.config import LogConfig
 from ditwright.train.watch import Watchdog, doing
 
 STUCK = """
-import ctypes, os, sys, time
+import ctypes, os, signal, subprocess, sys, time
 from ditwright import run
 from ditwright.cli.main import main
 
@@ -27,6 +30,9 @@ real, real_validate, [how, rank, *words] = run.batch_of, run.validate, sys.argv[
 def sleeps_in_a_batch(seconds):
     if how == "lock":
         ctypes.PyDLL(None).usleep(int(seconds * 1e6))  # without letting other threads run
+    elif how == "stop":
+        subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
     else:
         time.sleep(seconds)
 
@@ -107,6 +113,25 @@ def test_the_one_that_stalls_is_told_from_those_that_wait_for_it(stuck, tiny_wor
     ), err
     assert "in sleeps_in_a_batch" in (run / "stalls/rank-1.txt").read_text()
     assert "sleeps_in_a_batch" not in (run / "stalls/rank-0.txt").read_text()
+    assert "heard of" not in err  # both are alive
+    assert "no sign" not in err
+    assert sorted(path.name for path in (run / "stalls").iterdir()) == ["rank-0.txt", "rank-1.txt"]
+
+
+def test_a_frozen_process_is_named_by_the_one_that_waits_for_it(stuck, tiny_words, tmp_path):
+    """Within the set time, by its number and its id on its machine; and nobody else is."""
+    run = tmp_path / "run"
+    words = ["train", "digits", *tiny_words, "--steps", 5, "--data.prefetch", 0, "--log.stall_after", 2]
+    err = stuck("stop", 1, [*words, "--output", run], processes=2)
+    told = re.findall(
+        r"process 0 of 2 \(.*\) stalls: no step has ended for ([2-3]) s, since step 3; it is in .*; "
+        r"process 1 of 2 \(pid \d+ on \S+\) has not been heard of for [1-3] s; its stacks are in",
+        err,
+    )
+    assert len(told) == 1, err
+    assert err.count("heard of") == 1, err
+    assert re.search(r"process 0 of 2 \(.*\) goes on after \d+ s: step \d is done", err), err
+    assert (run / "checkpoints/step-00000005").is_dir()
 
 
 def test_a_measurement_that_takes_its_time_is_said_once_and_is_no_stall(stuck, tiny_words, tmp_path):

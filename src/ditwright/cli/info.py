@@ -31,6 +31,7 @@ WAYS = {  # what a run is spread over, in the words of `ditwright train`
     "sequence": "devices that share the tokens of a sample",
     "tensor": "devices that share the matrices of blocks",
 }
+OFFLOADED = ("weights", "gradients", "optimizer", "average")  # what waits in the host's memory with parallel.offload
 NEEDS = {  # an option, and the one without which it would change nothing
     "tflops": "train_steps",
     "watts": "tflops",
@@ -47,6 +48,8 @@ def run(words: list[str]) -> int:
             least = "of at least 1" if low else "above 0"
             raise UserError(f"--{option.replace('_', '-')} must be a number {least}; got {value:g}")
     if args.preset not in NETWORKS and Path(args.preset).is_dir():
+        if vars(args)["parallel.offload"] is not None:
+            raise UserError(f"--parallel.offload is for a preset; {args.preset!r} is a folder")
         facts = run_facts(Path(args.preset), args)
         print(json.dumps(facts, indent=1) if args.json else table(run_text(facts)))
         return 0
@@ -73,6 +76,9 @@ def parser() -> Parser:
     parser.add_argument("--devices", type=int, metavar="N", help="(default: 1)")
     for name, what in WAYS.items():
         parser.add_argument(f"--parallel.{name}", type=int, metavar="N", help=f"memory of each device, with N {what}")
+    parser.add_argument(
+        "--parallel.offload", choices=("true", "false"), help="what a device holds waits in the memory of the host"
+    )
     parser.add_argument(
         "--memory-gb", type=float, metavar="GB", help="of each device: how many blocks to compute again to fit into it"
     )
@@ -104,7 +110,8 @@ def preset_facts(args: Namespace) -> dict[str, Any]:
             raise UserError(f"{option} would change nothing without {other}")
     ways = {name: vars(args)[f"parallel.{name}"] for name in WAYS}
     ways = {name: count for name, count in ways.items() if count is not None}
-    asked = args.train_steps is not None or args.memory_gb is not None or bool(ways)
+    offload = vars(args)["parallel.offload"]
+    asked = args.train_steps is not None or args.memory_gb is not None or bool(ways) or offload is not None
     for option in ("batch_size", "devices"):
         if getattr(args, option) is not None and not asked:
             option = option.replace("_", "-")
@@ -116,7 +123,9 @@ def preset_facts(args: Namespace) -> dict[str, Any]:
     facts |= {"text_tokens": text, **describe(config, latent, text)}
     batch_size = 256 if args.batch_size is None else args.batch_size
     if asked:
-        facts["memory"] = memory_facts(config, facts, batch_size, devices=args.devices, ways=ways, most=args.memory_gb)
+        spread = spread_over(config, batch_size, args.devices, ways)
+        most = args.memory_gb
+        facts["memory"] = memory_facts(config, facts, batch_size, spread=spread, most=most, offload=offload == "true")
     if args.train_steps is not None:
         facts["training"] = training(config, facts, args.train_steps, args.tflops)
         if args.watts is not None:
@@ -163,52 +172,83 @@ def describe(config: NetConfig, latent: list[int], text: int) -> dict[str, Any]:
     }
 
 
-def memory_facts(
-    config: NetConfig,
-    facts: dict[str, Any],
-    batch_size: int,
-    *,
-    devices: int | None,
-    ways: dict[str, int],
-    most: float | None,
-) -> dict[str, Any]:
-    """Memory of each device in training, by part: computed, not measured. `devices` hold all weights each.
+def spread_over(config: NetConfig, batch_size: int, devices: int | None, ways: dict[str, int]) -> dict[str, int]:
+    """The ways that training is spread over, those that are not asked for too. `devices` hold all weights each.
 
-    `most`: GB that it may be; for that, some blocks compute their activations again.
+    UserError, with the option at fault, where that cannot be.
+    """
+    if devices is not None and ways:
+        raise UserError("--devices are copies of the weights, as --parallel.data is; give one of them")
+    given = {f"--parallel.{name}": count for name, count in ways.items()}
+    given |= {} if devices is None else {"--devices": devices}
+    for option, count in ({"--batch-size": batch_size} | given).items():
+        if count < 1:
+            raise UserError(f"{option} must be at least 1; got {count}")
+    spread = {"data": 1 if devices is None else devices, "shard": 1, "sequence": 1} | ways
+    parts = spread["data"] * spread["shard"]  # of a batch
+    if batch_size % parts:
+        what = product(given, "--devices", "--parallel.data", "--parallel.shard")
+        raise UserError(f"--batch-size {batch_size} is not a multiple of {what}, the parts of a batch")
+    each = spread["sequence"] * spread.get("tensor", 1)
+    if spread["sequence"] > 1 and isinstance(config, UNetConfig):
+        raise UserError("--parallel.sequence is for transformers, whose tokens can be shared; a U-Net has none")
+    if spread["sequence"] > 1 and config.heads % each:
+        what = product(given, "--parallel.sequence", "--parallel.tensor")
+        raise UserError(f"{what} shares {config.heads} heads, which {each} does not divide")
+    if each > spread["sequence"]:
+        check_parts(config, spread["tensor"])
+    return spread
+
+
+def product(given: dict[str, int], *options: str) -> str:
+    """Those of some options that part anything, in words."""
+    return " times ".join(f"{option} {given[option]}" for option in options if given.get(option, 1) > 1)
+
+
+def memory_facts(
+    config: NetConfig, facts: dict[str, Any], batch: int, *, spread: dict[str, int], most: float | None, offload: bool
+) -> dict[str, Any]:
+    """Memory of each device in training, by part, and what each takes of its host's: computed, not measured.
+
+    `batch`: over all devices; `most`: GB that it may be; for that, some blocks compute their activations again.
     """
     from ..train.cost import memory, recomputed_within
 
-    if devices is not None and ways:
-        raise UserError("--devices are copies of the weights, as --parallel.data is; give one of them")
-    spread = {"data": 1 if devices is None else devices, "shard": 1, "sequence": 1} | ways
-    parts = spread["data"] * spread["shard"]  # of a batch
-    if min(batch_size, *spread.values()) < 1 or batch_size % parts:
-        raise UserError(
-            "--batch-size, --devices and --parallel are at least 1, --batch-size a multiple of the parts of a batch, "
-            f"--devices or --parallel.data times --parallel.shard; got {batch_size} and {parts}"
-        )
-    tensor = spread.get("tensor", 1)
-    if spread["sequence"] > 1 and isinstance(config, UNetConfig):
-        raise UserError("--parallel.sequence is for transformers, whose tokens can be shared; a U-Net has none")
-    if spread["sequence"] > 1 and config.heads % (each := spread["sequence"] * tensor):
-        raise UserError(f"--parallel.sequence shares {config.heads} heads, which {each} does not divide")
-    if tensor > 1:
-        check_parts(config, tensor)
-    count = facts["trained_parameters"]
+    count, parts = facts["trained_parameters"], spread["data"] * spread["shard"]
     ways = {name: number for name, number in spread.items() if name != "data"}  # each copy holds what one does
-    sizes, budget = (facts["latent_size"], batch_size // parts, count, facts["text_tokens"]), {}
+    sizes = (facts["latent_size"], batch // parts, count, facts["text_tokens"])
+    more: dict[str, Any] = {}
     if most is None:
         found = memory(config, *sizes, **ways)
+    elif offload:
+        raise UserError("--memory-gb counts weights on the device, --parallel.offload keeps them off: give one of them")
     else:
         again, found = recomputed_within(1e9 * most, config, *sizes, **ways)
-        budget = {"memory_gb": most, "recomputed_blocks": again, "blocks": config.depth}
+        more = {"memory_gb": most, "recomputed_blocks": again, "blocks": config.depth}
+    if offload:
+        host = {part: found[part] for part in OFFLOADED}
+        found = offloaded(config, memory(config, *sizes, **ways | {"shard": max(2, ways["shard"])}), ways)
+        more = {"host_bytes_per_device": sum(host.values()), "host_bytes_by_part": host}
     return {
-        "batch_size": batch_size,
-        "devices": parts * spread["sequence"] * tensor,
-        "parallel": spread,
+        "batch_size": batch,
+        "devices": math.prod(spread.values()),
+        "parallel": spread | ({"offload": True} if offload else {}),
         "bytes_per_device": sum(found.values()),
         "bytes_by_part": found,
-    } | budget
+    } | more
+
+
+def offloaded(config: NetConfig, parts: dict[str, int], ways: dict[str, int]) -> dict[str, int]:
+    """Bytes that stay on a device whose weights wait in the memory of the host, by part.
+
+    `parts`: of two shards or more, as FSDP2 trains, which offloads one as well: what is whole at once is the same for
+    any number. Besides, the device's part of weights of whole blocks and of gradients of one passes through, in fp32.
+    """
+    from ..train.cost import AHEAD, largest_block
+
+    block, rest = largest_block(config, ways.get("tensor", 1))
+    kept = {name: count for name, count in parts.items() if name not in OFFLOADED}
+    return kept | {"on the way": 4 * math.ceil(((AHEAD + 1) * block + rest) / ways["shard"])}
 
 
 def check_parts(config: NetConfig, processes: int) -> None:
@@ -219,7 +259,11 @@ def check_parts(config: NetConfig, processes: int) -> None:
     from ..model.tensor_parallel import blocks_of, check
 
     with torch.device("meta"):
-        check(blocks_of(empty(config)), processes)
+        blocks = blocks_of(empty(config))
+    try:
+        check(blocks, processes)
+    except UserError as error:
+        raise UserError(f"--parallel.tensor {processes}: {error}") from None
 
 
 def training(config: NetConfig, facts: dict[str, Any], steps: int, tflops: float | None) -> dict[str, Any]:
@@ -281,6 +325,9 @@ def as_text(facts: dict[str, Any]) -> str:
             "each" if training else f"each of {memory['devices']} device(s) training batches of {memory['batch_size']}"
         )
         rows["memory (computed)"] = f"{memory['bytes_per_device'] / 1e9:.1f} GB on {each}: {parts}"
+        if "host_bytes_per_device" in memory:
+            host = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in memory["host_bytes_by_part"].items())
+            rows["host (computed)"] = f"{memory['host_bytes_per_device'] / 1e9:.1f} GB of its memory for each: {host}"
         if "memory_gb" in memory:
             again = f"{memory['recomputed_blocks']} of {memory['blocks']} blocks"
             rows["recomputed (computed)"] = f"{again}, the fewest for at most {memory['memory_gb']:g} GB"

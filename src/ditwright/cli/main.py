@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -47,7 +48,10 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb. Bad input and a full disk are one line and exit code 2; other failures keep their traceback."""
+    """Run a verb. Bad input and a full disk are one line and exit code 2; other failures keep their traceback.
+
+    One process of several that finds another gone says that in a line, too, with exit code 1.
+    """
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
         print(usage(), end="")
@@ -64,6 +68,15 @@ def main(argv: list[str] | None = None) -> int:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         print(f"ditwright: error: {' '.join(str(error).split())}{advice if full else ''}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        from ..train.processes import lost
+
+        if not (line := lost(error)):
+            raise
+        print(f"ditwright: error: {line}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("ditwright: interrupted", file=sys.stderr)
         return 130

@@ -16,6 +16,7 @@ SHOWN = {  # where nothing is asked for
     "mode": {"times": "mode"},
     "logit-normal, shift 3": {"times": "logit-normal", "shift": 3.0},
 }
+PROCESSES = {"log-normal": ProcessConfig("karras", "edm"), "discrete": ProcessConfig("ddpm", "noise")}  # by times
 EPILOG = """
 Without more, the usual ones beside each other. With keys of the objective, those times alone:
   ditwright plot times --times logit-normal --mean -0.5 --shift 3
@@ -38,28 +39,28 @@ def run(words: list[str]) -> int:
 
 
 def draw(configs: dict[str, ObjectiveConfig], output: Path) -> None:
-    """A line for each, and the share of the batch in each fifth of the times beside its name."""
+    """A line for each, and one at its median. UserError where a run would not train them."""
     import torch
 
-    from ..diffusion.objective import TIMES
+    from ..diffusion.objective import Objective, objective_from
     from ..diffusion.process import process_from
-    from ..diffusion.times import Shifted
-    from ..errors import lookup
     from ..scaling.canvas import COLOURS, INK, SMALL, named, panels
 
     figure, (axes,) = panels(1, height=4.2, width=7.6)
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     for i, (name, config) in enumerate(configs.items()):
-        process = process_from(ProcessConfig("karras", "edm") if config.times == "log-normal" else ProcessConfig())
-        times = lookup("times", config.times, TIMES)(config, process)
-        t = (times if config.shift == 1 else Shifted(times, config.shift))(u)
+        loss = objective_from(config, process_from(PROCESSES.get(config.times, ProcessConfig())))
+        t = (loss if isinstance(loss, Objective) else loss.objective).times(u)
         heights, edges = torch.histogram(t, 100, density=True)
         shade = COLOURS[i % len(COLOURS)]
         axes.stairs(heights.numpy(), edges.numpy(), color=shade, linewidth=1.4, label=name)
         axes.axvline(t.median().item(), color=shade, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK)
-    named(axes, "Times that are trained", "t: 0 is data, 1 is noise; dotted: the median", "density")
+    told = "t: 0 is data, 1 is noise"
+    if any(config.times == "log-normal" for config in configs.values()):
+        told = "t: the noise level, 0 is data"
+    named(axes, "Times that are trained", f"{told}; dotted: the median", "density")
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as half:
         figure.savefig(half, format="png", metadata={"Software": None})

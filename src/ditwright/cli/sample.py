@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from ..config import merge
 from ..diffusion.config import SampleConfig
 from ..errors import UserError
 from .main import Parser
+from .notes import noted, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,12 +120,9 @@ def run(words: list[str]) -> int:
     name = resolved(args["checkpoint"])
     places = {key: args[key] for key in ("family", "heads", "codec", "revision")}
     dtype = getattr(torch, DTYPES[args["dtype"]])
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
+    with noted():
         encoder = args["text_encoder"]
         pipe = Pipeline.from_pretrained(name, device=best_device(), dtype=dtype, encoder=encoder, **places)
-    for note in notes:
-        print(f"note: {note.message}", file=sys.stderr)
     if args["vae_tiling"]:
         if pipe.card.codec.kind in ("auto", "pixels"):
             raise UserError("--vae-tiling is for autoencoders; this checkpoint is of pixels")
@@ -197,28 +194,31 @@ def kept(
     from tqdm import tqdm
 
     from ..pictures import grid, save_png, sheet, to_pil
-    from ..pipeline.asks import hears_text, idle
+    from ..pipeline.asks import hears_text, wordless
     from ..pipeline.labels import repeated
-    from ..pipeline.prompts import led_away, negatives
+    from ..pipeline.prompts import negatives
 
     named = repeated(asked(pipe, args), 1 if args["num_images_per_prompt"] is None else args["num_images_per_prompt"])
     away = negatives(args["negative_prompt"], args["negative_prompt_2"], args["negative_prompt_3"])
     told = {"negative_prompt": away, "max_sequence_length": args["max_sequence_length"]}
     told = {name: value for name, value in told.items() if value is not None}
     if not main:
-        for _ in pipe.steps(named, seed=args["seed"], size=size, **told, **asdict(config)):
-            pass  # the work is shared; what comes out is the other process's to keep
+        with noted(quiet=True):
+            for _ in pipe.steps(named, seed=args["seed"], size=size, **told, **asdict(config)):
+                pass  # the work is shared; what comes out is the other process's to keep
         return 0
-    for line in idle(named, led_away(away, {}), pipe.card.model, config):
-        for option in ("negative_prompt", "true_cfg_scale"):
-            line = line.replace(option, f"--{option.replace('_', '-')}")
-        print(f"note: {line}", file=sys.stderr)
     texts = hears_text(pipe.card.model)
+    for line in wordless(named) if texts else ():
+        say(f"note: {line}")
     shown = chosen(config.num_inference_steps, args["film_strip"])
     output: Path = args["output"]
-    output.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=config.num_inference_steps, unit="step", disable=not sys.stderr.isatty()) as bar:
-        images, film = drawn(pipe, named, shown, bar.update, seed=args["seed"], size=size, **told, **asdict(config))
+
+    def progress(steps: int) -> None:
+        output.mkdir(parents=True, exist_ok=True)  # now that something can be drawn
+        bar.update(steps)
+
+    with noted(), tqdm(total=config.num_inference_steps, unit="step", disable=not sys.stderr.isatty()) as bar:
+        images, film = drawn(pipe, named, shown, progress, seed=args["seed"], size=size, **told, **asdict(config))
 
     facts = {
         **origin,
@@ -248,9 +248,9 @@ def drawn(
     pipe: Pipeline, labels: list[Any], shown: list[int], progress: Callable[[int], Any], **settings: Any
 ) -> tuple[np.ndarray, list[tuple[float, np.ndarray]]]:
     """Samples (N, H, W, C), and previews of the clean samples at some of the steps, each with its time."""
-    from ..pipeline.output import sized
+    from ..pipeline.output import sized, with_weights
 
-    codec, film = sized(pipe.codec.ready(), settings["size"]), []
+    codec, film = sized(with_weights(pipe.codec), settings["size"]), []
     for i, step in enumerate(pipe.steps(labels, **settings)):
         progress(1)
         if i in shown:
@@ -301,13 +301,15 @@ def fid_set(
     """A set of samples in ADM's format, this process's share of it."""
     from ..data.prompts import prompts_from
     from ..pipeline.fid import Order, draw_set, place
+    from ..text.cuts import cuts_told_once
 
     count = args["num_fid_samples"]
     prompts = None if args["captions"] is None else prompts_from(args["captions"], count)
     fast = laid_out(pipe, args, origin)
     order = Order(pipe, args["output"], count, config, args["seed"], size, origin, prompts, drawn_by=fast)
     rank, world = place()
-    with told(order.count, quiet=rank > 0) as progress:
+    quiet = rank > 0
+    with cuts_told_once(lambda line: say(line, quiet)), told(order.count, quiet) as progress:
         made = draw_set(order, rank, world, progress=progress)
     if made is not None:
         print(f"{order.count} samples in {made}")
@@ -333,6 +335,6 @@ def told(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
             if bar.disable and not quiet and now > last + 60:
                 last, rate = now, (done - began) / (now - start)
                 left = tqdm.format_interval((total - done) / rate) if rate else "?"
-                print(f"{done:,} of {total:,} samples, {rate:.1f}/s, {left} left", file=sys.stderr, flush=True)
+                say(f"{done:,} of {total:,} samples, {rate:.1f}/s, {left} left")
 
         yield progress

@@ -38,13 +38,20 @@ class ProcessConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is minimised; `objective_from` makes the loss."""
+    """What is minimised; `objective_from` makes the loss.
+
+    With a `shift_base` the shift goes by the size of what comes, as SD3's does (Esser et al. 2024, Sec. 5.3.2): it is
+    shift * sqrt(positions / shift_base), positions being height times width of the latents. So `shift` holds at
+    `shift_base` positions, 4 times as many are trained at twice the shift (more noise), a quarter at half (less).
+    Sampling has a shift of its own.
+    """
 
     times: str = "uniform"  # TIMES
     mean: float = 0.0  # of logit-normal and log-normal times
     std: float = 1.0
     mode_scale: float = 1.29  # of mode times
     shift: float = 1.0  # above 1: more noise (Esser et al. 2024, resolution-dependent shift)
+    shift_base: int = 0  # positions of the latents at which `shift` holds, as in 1024 for 32 x 32; 0: at any size
     weight: str = "uniform"  # WEIGHTS
     gamma: float = 5.0  # of min-snr
     importance: bool = False  # draw DDPM steps by the second moment of their loss (Nichol & Dhariwal 2021, Sec. 3.3)
@@ -53,12 +60,19 @@ class ObjectiveConfig:
         for name in ("std", "shift", "gamma"):
             if getattr(self, name) <= 0:
                 raise UserError(f"objective.{name} must be above 0; got {getattr(self, name):g}")
+        if self.shift_base < 0:
+            raise UserError(f"objective.shift_base must be 0 or more; got {self.shift_base}")
         if (self.mean, self.std) != (0, 1) and self.times not in ("logit-normal", "log-normal"):
             raise UserError(f"objective.mean and std are for logit-normal and log-normal times, not {self.times!r}")
         if self.mode_scale != 1.29 and self.times != "mode":
             raise UserError(f"objective.mode_scale is for mode times, not {self.times!r}")
         if self.gamma != 5 and self.weight != "min-snr":
             raise UserError(f"objective.gamma is for the weight min-snr, not {self.weight!r}")
+
+    @property
+    def shifts(self) -> bool:
+        """Whether times of any size are moved."""
+        return self.shift != 1 or self.shift_base > 0
 
 
 @dataclass(frozen=True)

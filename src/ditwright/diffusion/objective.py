@@ -19,7 +19,7 @@ from .path import DDPM, Coeffs, coeffs_like, karras
 from .posterior import VariationalBound
 from .process import Cond, Process
 from .target import Prediction
-from .times import Discrete, LogitNormal, LogNormal, Mode, Shifted, Times, Uniform
+from .times import Discrete, LogitNormal, LogNormal, Mode, Shifted, Times, Uniform, resolution_shift, shift_time
 
 Ask = Callable[[Tensor, Tensor, Cond], Prediction]  # a denoiser: (x_t, t, cond)
 Loss = Callable[[Ask, Tensor, Cond, Draws], Tensor]  # (denoiser, x0, cond, draws) -> (B,), unreduced
@@ -67,12 +67,17 @@ class EDMWeight:
 
 @dataclass(frozen=True)
 class Objective:
-    """E || out - (a x0 + b eps) ||^2 at drawn times: a Loss (docs/maths.md, eq. 5)."""
+    """E || out - (a x0 + b eps) ||^2 at drawn times: a Loss (docs/maths.md, eq. 5).
+
+    `shift_base`: positions of an x0 whose times are as they are drawn. Those of a larger x0 are moved to noise, those
+    of a smaller one to data: by `resolution_shift` (Esser et al. 2024, Sec. 5.3.2). 0: all are as they are drawn.
+    """
 
     process: Process
     times: Times
     weight: Weight = uniform
     terms: tuple[Term, ...] = ()
+    shift_base: int = 0
 
     def __call__(self, denoiser: Ask, x0: Tensor, cond: Cond, draws: Draws) -> Tensor:
         """Loss per sample (B,), with times and noise from each sample's own generator."""
@@ -80,14 +85,13 @@ class Objective:
         return self.at(denoiser, x0, cond, t.to(x0.device), draws.normal(x0))
 
     def at(self, denoiser: Ask, x0: Tensor, cond: Cond, t: Tensor, eps: Tensor) -> Tensor:
-        """Loss per sample (B,) at given times t (B,) and noise eps."""
+        """Loss per sample (B,) at times t (B,), which a `shift_base` moves by the size of x0, and noise eps."""
+        t = shift_time(t, resolution_shift(x0[0, 0].numel(), self.shift_base)) if self.shift_base else t
         c = coeffs_like(self.process.path, t, x0)
-        x_t = c.alpha * x0 + c.sigma * eps
+        x_t, (a, b) = c.alpha * x0 + c.sigma * eps, self.process.target(c)
         pred = denoiser(x_t, t, cond)
-        a, b = self.process.target(c)
         error = a * (pred.x0 - x0) + b * (pred.eps - eps)  # of the raw output: decoding is affine in it
-        weight = self.weight(c, c.alpha * b - c.sigma * a)
-        loss = (weight * error.square()).flatten(1).mean(1)
+        loss = (self.weight(c, c.alpha * b - c.sigma * a) * error.square()).flatten(1).mean(1)
         return sum((term(pred, x0, x_t, t) for term in self.terms), loss)
 
 
@@ -148,16 +152,16 @@ def objective_from(config: ObjectiveConfig, process: Process) -> Loss:
     """The loss that a configuration names, for a process. UserError where the two do not fit."""
     steps = process.path.steps if isinstance(process.path, DDPM) else 0
     make_times, make_weight = lookup("times", config.times, TIMES), lookup("weight", config.weight, WEIGHTS)
-    on_table = config.times == "discrete" and config.shift == 1
     if (config.times == "discrete" or config.importance or process.learned_var) and not steps:
         raise UserError("discrete times, importance sampling and learned variance need a DDPM path: ddpm, ddpm-cosine")
-    if (config.importance or process.learned_var) and not on_table:
-        raise UserError("importance sampling and learned variance need objective.times discrete and objective.shift 1")
+    if (config.importance or process.learned_var) and (config.times != "discrete" or config.shifts):
+        raise UserError("importance sampling and learned variance need objective.times discrete, shift 1, shift_base 0")
     if (config.times == "log-normal") != (process.path is karras) and config.times != "uniform":
         raise UserError("log-normal times are noise levels: for the karras path and no other; it takes uniform besides")
+    if config.shifts and process.span[1] != 1:
+        raise UserError(f"times that end at {process.span[1]:g} take no shift: objective.shift 1 and shift_base 0")
     times = make_times(config, process)
     terms = (VariationalBound(process.path, full(steps)),) if process.learned_var else ()
-    if config.shift != 1:
-        times = Shifted(times, config.shift)
-    objective = Objective(process, times, make_weight(config, process), terms)
+    times = Shifted(times, config.shift) if config.shift != 1 else times
+    objective = Objective(process, times, make_weight(config, process), terms, config.shift_base)
     return SecondMoment(objective, steps) if config.importance else objective

@@ -74,27 +74,39 @@ def is_guided(model: NetConfig, config: SampleConfig, negative: bool | None = No
 
     One that imitates guidance only by true_cfg_scale, and away from a negative prompt that is given (diffusers' FLUX).
     """
+    if config.guidance_interval[1] == 0:  # no sampler asks at time 0
+        return False
     if imitates(model):
         return config.true_cfg_scale != 1 and negative is not None
     return config.guidance_scale != 1
 
 
-def idle(given: Sequence[Any], negative: bool | None, model: NetConfig, config: SampleConfig) -> list[str]:
+def idle(
+    given: Sequence[Any], negative: bool | None, model: NetConfig, config: SampleConfig, *, embeds: bool = False
+) -> list[str]:
     """What of a call says nothing to the network, a line each.
 
     negative: whether something is to be led away from; None where not even an empty negative prompt is given.
+    `embeds`: it is encoded already.
     """
     told = []
     if negative and not is_guided(model, config, negative):
         why = "at guidance_scale 1, which is no guidance"
-        if imitates(model):
+        if config.guidance_interval[1] == 0:
+            why = "with a guidance_interval that ends at 0, where no step is"
+        elif imitates(model):
             why = "at true_cfg_scale 1: this network imitates guidance and is not guided besides"
-        told += [f"negative_prompt has no effect {why}"]
+        told += [f"negative_prompt{'_embeds have' if embeds else ' has'} no effect {why}"]
     if config.true_cfg_scale != 1 and negative is None:
         told += ["true_cfg_scale has no effect without a negative_prompt; an empty one is nothing in particular"]
+    return told + wordless(given)
+
+
+def wordless(given: Sequence[Any]) -> list[str]:
+    """A line, where one of some prompts is empty."""
     if any(isinstance(prompt, str | tuple) and not "".join(map(str, prompt)).strip() for prompt in given):
-        told += ["an empty prompt asks for nothing in particular: say what the picture should show"]
-    return told
+        return ["an empty prompt asks for nothing in particular: say what the picture should show"]
+    return []
 
 
 def of_labels(labels: Sequence[int], null: int, device: torch.device) -> Asks:

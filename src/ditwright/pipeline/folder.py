@@ -23,9 +23,11 @@ from ..model.build import empty
 from ..model.weights import State, load_strictly, read_safetensors, write_safetensors
 from ..text.base import TextEncoder
 from ..text.config import TextConfig
+from ..text.tokenizer import FILE
 from ..train.state import checkpoints
 from .card import CARD, CODEC, README, TEXT, WEIGHTS, Card, readme
 from .hub import fetch, is_hub_name
+from .whole import check_whole
 
 FOREIGN = ("model_index.json", "config.json", "transformer")  # what tells a folder of diffusers
 # The autoencoders that published networks were trained with: known without the hub, so that latents need none of it.
@@ -126,6 +128,7 @@ def best_device() -> torch.device:
 
 
 def _checkpoint(folder: Path, codec: str) -> Parts:
+    check_whole(folder)
     card, state = read_yaml(Card, folder / CARD), read_safetensors(folder / WEIGHTS)
     config = card.codec
     if codec:
@@ -134,9 +137,20 @@ def _checkpoint(folder: Path, codec: str) -> Parts:
         config = replace(card.codec, source=str(folder / CODEC), revision="")
     if codec or not card.codec.source:
         card = replace(card, codec=config)
-    if (folder / TEXT).is_dir() and any((folder / TEXT).iterdir()):
-        card = replace(card, text=replace(card.text, source=str(folder / TEXT)))
+    if source := _tokenizer(folder, card.text):
+        card = replace(card, text=replace(card.text, source=source))
     return Parts(_denoiser(card, state), card, codec_from(config))
+
+
+def _tokenizer(folder: Path, text: TextConfig) -> str:
+    """Where a checkpoint's own tokenizer is, or should be; "" where it brings none, or its card knows another place."""
+    own = folder / TEXT
+    if text.kind != "bytes":
+        return str(own) if own.is_dir() and any(own.iterdir()) else ""
+    if not (own / FILE).is_file():
+        known = bool(text.source) and Path(text.source).expanduser().exists()
+        return "" if known else str(own / FILE)
+    return str(own)
 
 
 def moved(config: TextConfig, place: str) -> TextConfig:

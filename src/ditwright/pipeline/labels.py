@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import UserError, did_you_mean
@@ -35,7 +36,26 @@ def repeated(given: Labels, times: int = 1) -> list[int | str | None]:
     """A label for each picture, `times` pictures beside each other for each label given. UserError where none is."""
     if hasattr(given, "tolist"):  # of NumPy or torch
         given = given.tolist()
-    labels = [given] if given is None or isinstance(given, (int, str)) else list(given)
-    if not labels or times < 1:
-        raise UserError("nothing to sample: give one class label for each picture, num_images_per_prompt 1 or more")
+    labels = [None] if given is None else several(given, "prompt or class label")
+    if not labels:
+        raise UserError("nothing to sample: give a prompt or a class label for each picture")
+    if (times := whole(times, "num_images_per_prompt")) < 1:
+        raise UserError(f"num_images_per_prompt must be at least 1; got {times}")
     return [label for label in labels for _ in range(times)]
+
+
+def several(given: Any, name: str) -> list[Any]:
+    """One label or text, or several of them, as a list. UserError, by its `name`, for what is neither."""
+    if isinstance(given, (int, str)):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise UserError(f"give one {name}, or a list of them; got {given!r}")
+    return list(given)
+
+
+def whole(number: Any, name: str) -> int:
+    """A whole number, of Python, NumPy or torch. UserError, by its `name`, for what is none."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise UserError(f"{name} must be a whole number; got {number!r}") from None

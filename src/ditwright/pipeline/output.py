@@ -126,5 +126,6 @@ def with_weights(codec: Codec) -> Codec:
     try:
         return codec.ready()
     except UserError as error:
-        advice = "from_pretrained takes another place as codec=, and output_type 'latent' needs none"
+        advice = "from_pretrained takes another place as codec=, `ditwright sample` as --codec; "
+        advice += "output_type 'latent' needs none"
         raise UserError(f"{error}; {advice}") from None

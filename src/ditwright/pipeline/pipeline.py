@@ -172,6 +172,8 @@ class Pipeline:
     ) -> dict[str, Tensor]:
         """Prompts as a call takes them encoded: `pipe(**pipe.encode_prompt("a cat"))` draws what `pipe("a cat")` does.
 
+        So it is where a network hears states; one that reads ids by a tower of its own takes prompts alone, and these
+        are its ids, to look at.
         "prompt_embeds" (B, M, E), "pooled_prompt_embeds" (B, P), "prompt_attention_mask" (B, M) of those that the
         network hears, and the same of the negative prompt after "negative_".
         """
@@ -199,7 +201,7 @@ class Pipeline:
 
     def steps(
         self,
-        asked: Asked,
+        asked: Labels,
         *,
         negative_prompt: Texts = None,
         max_sequence_length: int | None = None,
@@ -213,14 +215,17 @@ class Pipeline:
         Sample i of a seed is the same in any batch. `size`: height and width in pixels, the trained one unless given.
         `settings` are fields of SampleConfig; those not given are the checkpoint's.
         """
-        config = self.settings(settings)
-        guided = is_guided(self.card.model, config, led_away(negative_prompt, {}))
-        asks = self.asks(asked, negative_prompt, guided=guided, max_sequence_length=max_sequence_length)
+        config, given, away = self.settings(settings), repeated(asked), negatives(negative_prompt)
+        negative = led_away(away, {})
+        guided = is_guided(self.card.model, config, negative)
+        asks = self.asks(given, away, guided=guided, max_sequence_length=max_sequence_length)
+        for line in idle((), negative, self.card.model, config):  # captions of a set may well be empty
+            warnings.warn(line, stacklevel=2)
         noise = noise_of(asks.count, seed, first=first)
         yield from walk(self.denoiser, asks, self.plan(config, size), card=self.card, config=config, noise=noise)
 
     def frames(
-        self, class_labels: Asked, *, codec: Codec | None = None, size: Size | None = None, **settings: Any
+        self, class_labels: Labels, *, codec: Codec | None = None, size: Size | None = None, **settings: Any
     ) -> Iterator[Frame]:
         """Like `steps`, decoded to pictures, where wanted by another codec: a small one is fast enough for previews."""
         decode = sized(codec or with_weights(self.codec), size).decode
@@ -229,7 +234,7 @@ class Pipeline:
 
     def draw(
         self,
-        class_labels: Asked,
+        class_labels: Labels,
         *,
         progress: Callable[[int], None] = lambda steps: None,
         size: Size | None = None,
@@ -237,7 +242,7 @@ class Pipeline:
     ) -> np.ndarray:
         """Sample a picture for each label: (N, H, W, C) uint8. Takes what `steps` takes; `progress(1)` at each step."""
         decode = sized(with_weights(self.codec), size).decode
-        for step in self.steps(repeated(class_labels), size=size, **settings):
+        for step in self.steps(class_labels, size=size, **settings):
             progress(1)
             x = step.x
         return decode(x)
@@ -316,7 +321,7 @@ class Pipeline:
         }
         config, model = self.settings(settings), self.card.model
         negative = led_away(away, embeds)
-        for line in idle(given, negative, model, config):
+        for line in idle(given, negative, model, config, embeds=not away):
             warnings.warn(line, stacklevel=3)
         make = lookup("output type", output_type, OUTPUTS)
         for name in callback_on_step_end_tensor_inputs:

@@ -22,6 +22,7 @@ from ..errors import UserError, did_you_mean, lookup
 from ..model.baseline import NetConfig
 from ..model.config import DiTConfig
 from .card import Card
+from .labels import whole
 
 
 class Plan(NamedTuple):
@@ -78,6 +79,7 @@ def plan_for(
         raise UserError(f"pictures have 2 axes; the network's patch {model.patch} has {len(unit)}")
     if size is None:
         raise UserError("these weights do not tell how large their pictures are: give height and width")
+    size = (whole(size[0], "height"), whole(size[1], "width"))
     if config.use_resolution_binning:
         size = binned(size, card.image_size)
     if any(s < 1 or s % u for s, u in zip(size, unit, strict=True)):

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..model.config import DiTConfig
 from ..text.base import TextEncoder, agree
 from ..text.tokenizer import Prompt
+from .labels import several, whole
 
 Asked = Sequence[int | Prompt | None]  # of each picture: the number or name of a class; a prompt, None for none
 Texts = str | Sequence[Prompt] | None  # one for all pictures, or one each
@@ -38,7 +39,7 @@ def together(prompt: Any, *others: Texts, name: str = "prompt") -> Any:
     if prompt is None:
         raise UserError(f"{name}_2 and {name}_3 go with {name}, and not with {name}_embeds")
     last = max(i for i, other in enumerate(others, 1) if other)
-    columns = [_several(other or prompt) for other in (prompt, *others[:last])]
+    columns = [several(other or prompt, name) for other in (prompt, *others[:last])]
     count = max(map(len, columns))
     if any(len(column) not in (1, count) for column in columns):
         got = ", ".join(str(len(column)) for column in columns)
@@ -49,9 +50,12 @@ def together(prompt: Any, *others: Texts, name: str = "prompt") -> Any:
 def negatives(negative: Texts, *others: Texts, times: int = 1) -> Texts:
     """What a call leads away from, each `times` unless one is for all; `others` as of `together`. None: not given."""
     given = together("" if negative is None and any(others) else negative, *others, name="negative_prompt")
-    if given is None or isinstance(given, str) or len(given) == 1:
+    if given is None or isinstance(given, str):
         return given
-    return [text for text in given for _ in range(times)]
+    texts = several(given, "negative_prompt")
+    if not all(isinstance(text, str | tuple) for text in texts):
+        raise UserError(f"negative_prompt is one text for all or one each; got {given!r}")
+    return texts if len(texts) == 1 else [text for text in texts for _ in range(times)]
 
 
 def encoding(encoder: TextEncoder | None, model: DiTConfig, length: int | None = None) -> Encode:
@@ -59,7 +63,7 @@ def encoding(encoder: TextEncoder | None, model: DiTConfig, length: int | None =
 
     UserError, at once or when there is something to encode, where that cannot be.
     """
-    if length is not None and length < 2:
+    if length is not None and (length := whole(length, "max_sequence_length")) < 2:
         raise UserError(f"max_sequence_length must be at least 2 tokens; got {length}")
 
     def encode(texts: Sequence[Prompt]) -> Cond:
@@ -77,7 +81,8 @@ def at_hand(encoder: TextEncoder | None, model: DiTConfig) -> TextEncoder:
         agree(encoder.config, model, encoder)
         return encoder.ready()
     except UserError as error:
-        advice = "from_pretrained takes another place as encoder=, and prompt_embeds need none"
+        advice = "from_pretrained takes another place as encoder=, `ditwright sample` as --text-encoder"
+        advice += "" if model.text_vocab else "; prompt_embeds need none"
         raise UserError(f"{error}; {advice}") from None
 
 
@@ -125,7 +130,3 @@ def led_away(negative: Texts, embeds: Embeds) -> bool | None:
     if any(x is not None for name, x in embeds.items() if name.startswith("negative_")):
         return True
     return None if negative is None else bool(negative)
-
-
-def _several(texts: Any) -> list[Any]:
-    return [texts] if isinstance(texts, (int, str)) else list(texts)

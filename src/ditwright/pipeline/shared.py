@@ -75,7 +75,7 @@ def shared(
     if guidance and not is_guided(model, config, negative=True):
         raise UserError(
             "guidance has no second half here: guidance_scale is 1, or the network imitates guidance and its "
-            "true_cfg_scale is 1"
+            "true_cfg_scale is 1, or its guidance_interval ends at 0"
         )
     if sequence > 1 and not isinstance(model, DiTConfig):
         raise UserError("a U-Net's work cannot be shared by tokens; it has none")

@@ -94,7 +94,14 @@ def pinned(encoder: TextEncoder) -> TextConfig:
     """An encoder's configuration with what pins it. UserError where that is another than it names."""
     config = encoder.config
     config.check(encoder.fingerprint)
-    return replace(config, revision=encoder.commit or config.revision, fingerprint=encoder.fingerprint)
+    pins = {"revision": encoder.commit or config.revision, "fingerprint": encoder.fingerprint}
+    return replace(config, source=config.source if encoder.commit else rooted(config.source), **pins)
+
+
+def rooted(source: str) -> str:
+    """A place that means the same from every folder: of one that is here the whole path, of others as they are."""
+    here = Path(source).expanduser()
+    return str(here.absolute()) if source and here.exists() else source
 
 
 def agree(config: TextConfig, model: DiTConfig, encoder: TextEncoder | None = None) -> None:
@@ -113,7 +120,11 @@ def agree(config: TextConfig, model: DiTConfig, encoder: TextEncoder | None = No
     if bool(model.text_vocab) != bool(encoder.vocab) or model.text_vocab < encoder.vocab:
         wants = f"ids of {model.text_vocab} tokens" if model.text_vocab else "states"
         gives = f"ids of {encoder.vocab} tokens" if encoder.vocab else "states"
-        raise UserError(f"text.kind {config.kind} gives {gives}; the network (model.text_vocab) takes {wants}")
+        advice = f"set model.text_vocab {encoder.vocab}"
+        advice += f" and model.text_width {encoder.text_width}" if not encoder.vocab else ""
+        raise UserError(
+            f"text.kind {config.kind} gives {gives}; the network (model.text_vocab) takes {wants}: {advice}"
+        )
     if not encoder.vocab and model.text_width not in (0, encoder.text_width):
         raise UserError(
             f"text.kind {config.kind} gives states of width {encoder.text_width}; "

@@ -24,7 +24,7 @@ from ..diffusion.process import Cond
 from ..errors import UserError
 from ..files import whole_file
 from ..model.weights import write_safetensors
-from .base import TextEncoder, completed, pinned
+from .base import TextEncoder, completed, pinned, rooted
 from .config import KINDS_OF_ONE, SEVERAL, TextConfig
 from .frozen import DTYPES
 from .tokenizer import Prompt, checked, encodable
@@ -194,7 +194,7 @@ def agreed(folder: Path, stored: TextConfig, asked: TextConfig) -> TextConfig:
     names = ["kind", "length", "layer", "masked", "lower", "drop", "t5_length", "dtype"]
     if stored.kind in KINDS_OF_ONE:
         names.remove("t5_length")
-    moved = bool(asked.source) and asked.source != stored.source
+    moved = bool(asked.source) and stored.source not in (asked.source, str(Path(asked.source).expanduser().absolute()))
     for name in [*names, "fingerprint"]:
         if name == "fingerprint" and not asked.fingerprint and (moved or asked.revision not in ("", stored.revision)):
             asked = completed(asked)
@@ -209,8 +209,8 @@ def agreed(folder: Path, stored: TextConfig, asked: TextConfig) -> TextConfig:
             f"the captions in {str(folder)!r} were encoded with {option} {_shown(have)}; the configuration asks for "
             f"{_shown(want)}: {advice} them anew"
         )
-    found = replace(stored, dtype=asked.dtype)
-    return replace(found, source=asked.source, revision=asked.revision) if moved else found
+    found = replace(stored, source=rooted(stored.source), dtype=asked.dtype)
+    return replace(found, source=rooted(asked.source), revision=asked.revision) if moved else found
 
 
 def begun(folder: Path) -> TextConfig | None:

@@ -40,6 +40,8 @@ class TextConfig:
             raise UserError(f"text.layer is of the kinds {', '.join(KINDS_OF_ONE)}; {self.kind} has none to choose")
         if self.drop and self.kind != "sd3":
             raise UserError(f"text.drop is of the kind sd3; got {self.drop} with {self.kind}")
+        if len(set(self.drop)) < len(self.drop):
+            raise UserError(f"text.drop names each encoder once; got {','.join(self.drop)}")
         if self.mask == "on" and self.kind in SEVERAL:
             raise UserError(f"text.mask: {SEVERAL[self.kind]} reads its padding; leave it auto")
         if self.mask == "off" and self.kind == "bytes":

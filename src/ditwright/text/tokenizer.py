@@ -22,6 +22,12 @@ from ..files import whole_file
 FILE = "tokenizer.json"
 PAD, BEGIN, END = "<pad>", "<begin>", "<end>"  # ids 0, 1, 2
 SMALLEST = 256 + 3  # every byte, and the three
+
+
+class CutWarning(UserWarning):
+    """A prompt was longer than its encoder hears."""
+
+
 Prompt = str | tuple[str, ...]  # of several encoders a text for each; those that are left out hear the first
 
 
@@ -37,7 +43,8 @@ class Tokenizer:
         """From a tokenizer.json or its folder. UserError where there is none, or one of another make."""
         path = place / FILE if place.is_dir() else place
         if not path.is_file():
-            raise UserError(f"there is no tokenizer {str(path)!r}; learn one from the captions")
+            advice = "bring it back; a training without text.source learns one from the captions"
+            raise UserError(f"there is no tokenizer {str(path)!r}: {advice}")
         library = need("tokenizers", extra="text")
         try:
             backend = library.Tokenizer.from_str(path.read_text())
@@ -75,7 +82,9 @@ class Tokenizer:
 def learn(captions: Iterable[str], vocab: int, *, length: int = 77) -> Tokenizer:
     """A tokenizer of at most `vocab` ids: 3 marks, 256 bytes, the most frequent merges. The same captions, the same."""
     if vocab < SMALLEST:
-        raise UserError(f"a tokenizer of bytes needs a vocabulary of at least {SMALLEST}; got {vocab}")
+        states = ": a network of states (model.text_vocab 0) hears no ids: name another text.kind, or none"
+        advice = f"{states} where the captions are encoded" if vocab == 0 else ""
+        raise UserError(f"a tokenizer of bytes needs a vocabulary of at least {SMALLEST}; got {vocab}{advice}")
     library = need("tokenizers", extra="text")
     backend = library.Tokenizer(library.models.BPE())
     backend.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -129,7 +138,9 @@ def fit(
     if lost:
         others = f" (so were {len(lost) - 1} more of {len(prompts)} prompts)" if len(lost) > 1 else ""
         by = f" by {reader}" if reader else ""
-        warnings.warn(f"the prompt was cut after {length} tokens{by}; lost: {lost[0]!r}{others}", stacklevel=2)
+        warnings.warn(
+            f"the prompt was cut after {length} tokens{by}; lost: {lost[0]!r}{others}", CutWarning, stacklevel=2
+        )
     return ids, mask
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from ..config import differences, dump_yaml, from_dict, read_yaml, to_dict
 from ..errors import UserError
 from ..files import whole_file
+from .config import LogConfig
+from .log import last_noted
 from .parallel import World
 from .precision import resolve
 from .state import checkpoints, read_facts
@@ -45,7 +47,12 @@ def settle(config: Any, output: Path, world: World, newest: Path | None) -> Any:
     """The configuration as it will run, kept in the run folder; checked against the one that is there."""
     path = output / "config.yaml"
     there = kept_config(type(config), path, world, newest)
+    if newest is None and not last_noted(output / "metrics.jsonl"):
+        there = None  # refused at its first step, or out of memory: there is nothing to go on with
+    ended = newest is not None and int(newest.name[5:]) >= config.steps
     if there is not None:
+        if newest is None:
+            _no_more_noted(output, there.log)
         if config.precision == "auto":
             config = replace(config, precision=there.precision)
         for key, (old, new) in fixed(there, config).items():
@@ -53,15 +60,33 @@ def settle(config: Any, output: Path, world: World, newest: Path | None) -> Any:
                 f"{str(output)!r} holds another run: {key} is {old} there and {new} now; "
                 "choose another --output, or the settings of that run"
             )
+        if ended:  # nothing is left to do, and what is asked for now is not what the run was trained with
+            if world.main and (not path.exists() or read_config(type(config), path, newest)[1]):
+                _write(path, there)
+            return config
         for key, (old, new) in differences(to_dict(there), to_dict(config)).items():
             world.say(f"{key}: {old} -> {new}")
-    elif checkpoints(output) or (output / "metrics.jsonl").exists():
+    elif checkpoints(output) or last_noted(output / "metrics.jsonl"):
         raise UserError(f"{str(output)!r} holds a run without its config.yaml; choose another --output")
     config = replace(config, precision=world.agree(resolve(config.precision, world.device)))
     if world.main:
-        with whole_file(path) as half:
-            half.write_text(dump_yaml(config))
+        _write(path, config)
     return config
+
+
+def _write(path: Path, config: Any) -> None:
+    with whole_file(path) as half:
+        half.write_text(dump_yaml(config))
+
+
+def _no_more_noted(output: Path, log: LogConfig) -> None:
+    """UserError where a run without checkpoints tells of steps that it cannot have done without saving one."""
+    noted, due = last_noted(output / "metrics.jsonl"), log.checkpoint_every * (2 if log.async_save else 1)
+    if due and noted > due:
+        raise UserError(
+            f"{str(output)!r} has no checkpoint, though {noted} steps are noted and every {log.checkpoint_every} one "
+            "is saved: bring its checkpoints/ back, or remove its metrics.jsonl to begin anew"
+        )
 
 
 def fixed(there: Any, now: Any) -> dict[str, tuple[Any, Any]]:
@@ -71,7 +96,18 @@ def fixed(there: Any, now: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def kept_config(kind: type, path: Path, world: World, newest: Path | None) -> Any:
-    """The configuration of a run: its file's, or its newest checkpoint's where the file is not as it was; else None."""
+    """The configuration of a run as `read_config` finds it; what was wrong with its file is said."""
+    kept, wrong = read_config(kind, path, newest)
+    if wrong and kept is not None:
+        world.say(f"{path} {wrong}: written again as {newest} has it")
+    return kept
+
+
+def read_config(kind: type, path: Path, newest: Path | None) -> tuple[Any, str]:
+    """The configuration of a run, and what is wrong with its file ("": nothing).
+
+    It is its file's, or that of its newest checkpoint, which is whole, where the file is not as it was; else None.
+    """
     facts = read_facts(newest) if newest else {}
     saved = from_dict(kind, facts["config"], "config") if "config" in facts else None  # not in those of before
     if not path.exists():
@@ -85,9 +121,7 @@ def kept_config(kind: type, path: Path, world: World, newest: Path | None) -> An
             wrong = f"is damaged ({error})"
         else:
             if saved is None or not (changed := fixed(saved, there)):
-                return there
+                return there, ""
             key, (old, new) = next(iter(changed.items()))
             wrong = f"has {key} {new} where that was trained with {old}"
-    if saved is not None:
-        world.say(f"{path} {wrong}: written again as {newest} has it")
-    return saved
+    return saved, wrong

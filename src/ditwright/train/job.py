@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..config import from_dict, to_dict
+from ..config import differences, from_dict, to_dict
 from ..diffusion.objective import Loss
 from ..errors import UserError, did_you_mean
 from ..files import damage, seal
@@ -31,7 +31,7 @@ from .ema import EMA
 from .energy import Estimate, Meter, Span, added, machine_meter, spans_of
 from .fit import Batch, NonFinite, Tick, fit
 from .folder import claimed, settle
-from .keep import SEALED, forget_others, is_among_best, newest_whole
+from .keep import SEALED, forget_others, is_among_best, newest_whole, whole_best
 from .log import Found, Log
 from .optim import schedule_from
 from .parallel import World
@@ -85,6 +85,7 @@ class Job:
     flops: float = 0  # of a training sample
     items: Callable[[int], Sequence[int]] | None = None  # of the data, in the batches of a step, over all processes
     saves: Saves = field(default_factory=Saves)
+    data: dict[str, Any] = field(default_factory=dict)  # what the data are known by; {}: nothing is
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,9 @@ def work(job: Job, output: Path) -> Path:
     check_best(job)
     with claimed(output, world):
         newest = newest_of(job, output)
+        before = read_facts(newest) if newest else {}
+        if before.get("step", 0) < job.config.steps:
+            check_data(job, before, output)
         config = job.config = settle(job.config, output, world, newest)
         place = resume(job, newest)
         start, done = time.perf_counter() - place.seconds, place.step  # as if the run had never stopped
@@ -125,7 +129,7 @@ def work(job: Job, output: Path) -> Path:
                 flops=job.flops,
                 peak=peak,
                 items=job.items,
-                before=read_facts(newest) if newest else None,
+                before=before,
             )
         watch = Watchdog(config.log.stall_after, output, rank=world.rank, size=world.size, done=done)
         with log, meter, watch, stop_asked() as asked, job.saves:
@@ -155,7 +159,7 @@ def work(job: Job, output: Path) -> Path:
                     facts = {"step": tick.step, "seconds": now, "energy": to_dict(spans), "skipped": tick.skipped}
                     began = time.monotonic()
                     facts |= log.memory() if isinstance(log, Log) else {}
-                    save(job, output, {**facts, "scores": scores, "config": to_dict(config)})
+                    save(job, output, {**facts, "scores": scores, "config": to_dict(config), "data": job.data})
                     took = max(time.monotonic() - began, job.saves.seconds)  # the latter in the background
                     takes, done = world.sum(took if world.main else 0.0), tick.step
                 if leaves:
@@ -215,6 +219,24 @@ def check_best(job: Job) -> None:
         raise UserError(f"log.best_by {log.best_by!r} is not measured; measured: {', '.join(told)}{near}")
 
 
+def check_data(job: Job, facts: dict[str, Any], output: Path) -> None:
+    """UserError where a run's data are not those that it was trained on, by the facts of a checkpoint of it.
+
+    Those of before data were known by anything tell nothing; of another data.source the configuration tells.
+    """
+    if not job.data or not facts.get("data") or facts["config"]["data"]["source"] != job.config.data.source:
+        return
+    if changed := differences(facts["data"], job.data):
+        told = [f"{name} {was} then, {now} now" for name, (was, now) in changed.items() if name != "names"]
+        told = [line for line in told if not line.startswith("sizes.")] or told[:3]  # these often say the same again
+        told = told or ["as many as then, of other names, labels or captions"]
+        anew = " from its weights (--init)" if hasattr(job.config, "init") else ""
+        raise UserError(
+            f"{job.config.data.source!r} is not what {str(output)!r} was trained on until step {facts['step']}: "
+            f"{'; '.join(told)}; bring those back, or begin another run{anew} with another --output"
+        )
+
+
 def good(job: Job, output: Path, scores: dict[str, float]) -> bool:
     """Whether what was measured now is worth a checkpoint; the same for all processes."""
     log = job.config.log
@@ -263,7 +285,10 @@ def newest_of(job: Job, output: Path) -> Path | None:
     found, error = "", ""
     if job.world.main:
         try:
-            found = str(newest_whole(output, job.weights, job.world.say) or "")
+            newest = newest_whole(output, job.weights, job.world.say)
+            if newest is not None:
+                whole_best(output, job.config.log, job.weights, job.world.say, newest)
+            found = str(newest or "")
         except UserError as wrong:
             error = str(wrong)
     if error := job.world.agree(error):
@@ -296,7 +321,7 @@ def save(job: Job, output: Path, facts: dict[str, Any]) -> None:
             raise OSError(
                 errno.EIO, f"the disk does not give back what was written ({why}); older ones are kept", str(path)
             )
-        forget_others(output, job.config.log, facts.get("spikes", {}).get("told", ()))
+        forget_others(output, job.config.log, facts.get("spikes", {}).get("told", ()), world.say)
 
     job.saves.start(write, later=later)
 

@@ -9,6 +9,7 @@ Of the newest two losses that leapt (log.spike), the checkpoint before is kept t
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -18,9 +19,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
-from ..files import CHECKSUMS, damage
+from ..files import CHECKSUMS, damage, remove
 from .config import LogConfig
-from .state import FACTS, TENSORS, checkpoints, read_facts
+from .state import FACTS, SHARDS, TENSORS, checkpoints, read_facts
 
 SEALED = "sealed"  # a fact of every checkpoint that has checksums: without them it is not whole
 
@@ -42,11 +43,15 @@ def newest_whole(run: Path, weights: str, say: Callable[[str], None]) -> Path | 
         told = "; ".join(f"{path.name}/{why}" for path, why in wrong.items())
         raise UserError(f"no checkpoint of {str(run)!r} is whole: {told}; bring one back, or choose another --output")
     for damaged, why in wrong.items():
-        aside = damaged.with_name(damaged.name.replace("step", "damaged"))
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(damaged, aside)
-        say(f"{damaged.name}/{why}: set aside as {aside.name}; the checkpoint before it is {path.name}")
+        _set_aside(damaged, why, say, f"; the checkpoint before it is {path.name}")
     return path
+
+
+def _set_aside(path: Path, why: str, say: Callable[[str], None], then: str = "") -> None:
+    aside = path.with_name(path.name.replace("step", "damaged"))
+    remove(aside)
+    os.replace(path, aside)
+    say(f"{path.name}/{why}: set aside as {aside.name}{then}")
 
 
 def fault(checkpoint: Path, weights: str) -> str:
@@ -54,19 +59,40 @@ def fault(checkpoint: Path, weights: str) -> str:
 
     One that was written before there were checksums is judged by what its files tell of themselves.
     """
-    if (why := damage(checkpoint)) or (checkpoint / CHECKSUMS).exists():
+    if why := damage(checkpoint):
         return why
-    try:
-        facts = read_facts(checkpoint)
-    except UserError as error:
-        return f"{FACTS} is missing or damaged ({error.__cause__})"
+    if os.path.lexists(checkpoint / CHECKSUMS):
+        return _unsealed(checkpoint, weights)
+    if why := doubt(checkpoint):
+        return why
     for name in (TENSORS, weights):
         try:
             with safe_open(checkpoint / name, "pt"):
                 pass
         except (OSError, SafetensorError) as error:
             return f"{name} is missing or damaged ({error})"
-    return f"{CHECKSUMS} is missing" if SEALED in facts else ""
+    return ""
+
+
+def _unsealed(checkpoint: Path, weights: str) -> str:
+    """Which of the files that every checkpoint has its checksums leave out; "" where none. They are JSON."""
+    sealed = json.loads((checkpoint / CHECKSUMS).read_bytes())
+    state = next((name for name in sealed if name == TENSORS or name.startswith(f"{SHARDS}/")), TENSORS)
+    lost = [name for name in (FACTS, weights, state) if name not in sealed]
+    return f"{CHECKSUMS} is damaged: it lacks {lost[0]}" if lost else ""
+
+
+def doubt(checkpoint: Path) -> str:
+    """Why what a checkpoint tells of itself is not to be believed; "" where it is. No tensor is looked at."""
+    if why := damage(checkpoint, only=(FACTS,)):
+        return why
+    try:
+        facts = read_facts(checkpoint)
+    except UserError as error:
+        return f"{FACTS} is missing or damaged ({error.__cause__})"
+    if not isinstance(facts, dict):
+        return f"{FACTS} is damaged (it is no object)"
+    return f"{CHECKSUMS} is missing" if SEALED in facts and not os.path.lexists(checkpoint / CHECKSUMS) else ""
 
 
 def best(run: Path, log: LogConfig) -> list[Path]:
@@ -77,12 +103,8 @@ def best(run: Path, log: LogConfig) -> list[Path]:
 
 
 def score_of(checkpoint: Path, name: str) -> float:
-    """What was measured at a checkpoint's step; NaN where that was not, or cannot be read any more."""
-    try:
-        facts = read_facts(checkpoint)
-    except UserError:  # a damaged one is nobody's best, and `newest_whole` names it when it is needed
-        return math.nan
-    scores = facts.get("scores", {}) if isinstance(facts, dict) else {}
+    """What was measured at a checkpoint's step; NaN where that was not, or is not to be believed any more."""
+    scores = {} if doubt(checkpoint) else read_facts(checkpoint).get("scores", {})
     score = scores.get(name) if isinstance(scores, dict) else None
     return float(score) if isinstance(score, (int, float)) else math.nan
 
@@ -101,12 +123,20 @@ def before(run: Path, steps: Sequence[int]) -> list[Path]:
     return [saved[max(older)] for step in steps if (older := [at for at in saved if at < step])]
 
 
-def forget_others(run: Path, log: LogConfig, spikes: Sequence[int] = ()) -> None:
-    """Remove all checkpoints but the newest few, the best few and those before some steps whose loss leapt.
+def whole_best(run: Path, log: LogConfig, weights: str, say: Callable[[str], None], newest: Path) -> None:
+    """Set aside, by name, those of the best that are not as they were written; `newest` was looked at before."""
+    whole, found = {newest}, False
+    while doubtful := [path for path in best(run, log) if path not in whole]:
+        if why := fault(doubtful[0], weights):
+            _set_aside(doubtful[0], why, say)
+            found = True
+        whole.add(doubtful[0])
+    if found:
+        _lead_to(run, best(run, log))
 
-    What a killed process left half-written is removed too.
-    """
-    kept, pinned = best(run, log), before(run, spikes)
+
+def _lead_to(run: Path, kept: list[Path]) -> None:
+    """RUN/best to the first of the best; away where there is none."""
     if kept:
         link = run / ".best.half"
         link.unlink(missing_ok=True)
@@ -114,6 +144,21 @@ def forget_others(run: Path, log: LogConfig, spikes: Sequence[int] = ()) -> None
         os.replace(link, run / "best")
     elif (run / "best").is_symlink():
         (run / "best").unlink()
+
+
+def forget_others(
+    run: Path, log: LogConfig, spikes: Sequence[int] = (), say: Callable[[str], None] = lambda line: None
+) -> None:
+    """Remove all checkpoints but the newest few, the best few and those before some steps whose loss leapt.
+
+    What a killed process left half-written is removed too. One whose facts are damaged may be any of them: it is named
+    and set aside.
+    """
+    for path in checkpoints(run):
+        if why := doubt(path):
+            _set_aside(path, why, say)
+    kept, pinned = best(run, log), before(run, spikes)
+    _lead_to(run, kept)
     folder = run / "checkpoints"
     _remove_hidden(folder)
     for path in checkpoints(run)[: -log.keep]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from .fit import Tick
 from .spikes import Spike, Spikes
 
 NAMED = 8  # items of a spike's batch in the line for people; all of them are in metrics.jsonl
+PLAIN = "grad_norm"  # is in the lines of losses, and in no others
 
 
 def say(line: str) -> None:
@@ -57,11 +60,11 @@ class Log:
         self.run, self.config, self.total, self.flops, self.peak = run, config, total, flops, peak
         self.items, self.spikes = items, Spikes(config.spike, (before or {}).get("spikes"))
         self.started, self.samples = time.perf_counter(), 0
-        self._open(done)
+        self._open(done, before)
         self.bar = tqdm(total=total, initial=done, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
-    def _open(self, done: int) -> None:
-        keep_until(self.run / "metrics.jsonl", done)
+    def _open(self, done: int, before: Mapping[str, Any] | None) -> None:
+        self.mark = keep_until(self.run / "metrics.jsonl", done, (before or {}).get("noted"))
         self.file = open(self.run / "metrics.jsonl", "a")  # noqa: SIM115 (closed by __exit__)
         self.board: Any = None
         if self.config.tensorboard:
@@ -73,7 +76,7 @@ class Log:
     def go_back(self, done: int, why: str, before: Mapping[str, Any] | None = None) -> None:
         """Drop what was noted after step `done`, which comes again, and note why. `before`: as in the beginning."""
         self._close()
-        self._open(done)
+        self._open(done, before)
         self.spikes = Spikes(self.config.spike, (before or {}).get("spikes"))
         self.bar.n = done
         self._note(done, {"event": "rollback", "why": why}, {})
@@ -112,13 +115,14 @@ class Log:
 
     def memory(self) -> dict[str, Any]:
         """What a checkpoint must remember of these notes."""
-        return {"spikes": self.spikes.memory()}
+        return {"spikes": self.spikes.memory(), "noted": self.mark.memory()}
 
     def measured(self, step: int, found: Found) -> None:
         """Note what a measurement found, on a line of its own."""
         self._note(step, found.line, found.curves)
 
     def _note(self, step: int, line: dict[str, Any], curves: dict[str, Any]) -> None:
+        self.mark.add({"step": step, **line})
         self.file.write(json.dumps({"step": step, **line}) + "\n")
         self.file.flush()
         if self.board is not None:
@@ -139,19 +143,87 @@ class Log:
             self.board.close()
 
 
-def keep_until(path: Path, done: int) -> None:
-    """Drop lines after step `done`, whose steps will be written again; and damaged ones: the last is often cut."""
+class Mark:
+    """What the losses of metrics.jsonl are known by later: how many lines, and their SHA-256, without the clock's."""
+
+    def __init__(self, lines: Iterable[bytes] = ()):
+        self.lines, self.sum = 0, hashlib.sha256()
+        for line in lines:
+            self.add(json.loads(line))
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """One more line; those of other things than losses do not count."""
+        if PLAIN in line:
+            self.lines += 1
+            self.sum.update(json.dumps([line.get(key) for key in ("step", "loss", PLAIN, "lr")]).encode())
+
+    def memory(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"lines": self.lines, "sha256": self.sum.hexdigest()}
+
+
+def keep_until(path: Path, done: int, then: Mapping[str, Any] | None = None) -> Mark:
+    """Drop lines after step `done`, whose steps will be written again; and damaged ones: the last is often cut.
+
+    Returns the mark of what is left. `then`: its memory when that step was saved. What is not as it was is said.
+    """
+    lost = f"what was noted until step {done} is not all there; training does not need it"
     if not path.exists():
-        return
-    kept, damaged = [], []
-    lines = path.read_bytes().splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            if json.loads(line)["step"] <= done:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            damaged.append(number)
-    if damaged and damaged[0] < len(lines):
-        say(f"{path}: line {damaged[0]} is damaged and dropped ({len(damaged)} in all); training does not need it")
+        if done:
+            say(f"{path} is missing: {lost}")
+        return Mark()
+    lines, places, damaged = _read(path)
     with whole_file(path) as half:
+        kept = [lines[place] for place, step in places.items() if step <= done]
         half.write_bytes(b"".join(line + b"\n" for line in kept))
+    mark = Mark(kept)
+    if damaged:
+        say(
+            f"{path}: line {damaged[0] + 1} is damaged or out of order and dropped ({len(damaged)} in all); "
+            "training does not need it"
+        )
+    elif then and then != mark.memory():
+        say(f"{path} has {mark.lines} lines of losses, and other ones than the {then.get('lines')} saved: {lost}")
+    return mark
+
+
+def last_noted(path: Path) -> int:
+    """The last step that a run noted; 0 where there is none."""
+    return max(_read(path)[1].values(), default=0) if path.exists() else 0
+
+
+def _read(path: Path) -> tuple[list[bytes], dict[int, int], list[int]]:
+    """All lines; the step of each that is whole and in order, by its place; the places of the others.
+
+    A last line that was cut is none of either.
+    """
+    content = path.read_bytes()
+    lines, found, keys = content.splitlines(), {}, []
+    for place, line in enumerate(lines):
+        try:
+            told = json.loads(line)
+            if type(told["step"]) is int:
+                found[place] = told["step"]
+                keys.append(2 * told["step"] + (PLAIN not in told))  # of a step the loss comes first, and once
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    places = list(found)
+    ordered = {places[at]: found[places[at]] for at in _ascending(keys)}
+    cut = bool(lines) and not content.endswith(b"\n") and len(lines) - 1 not in found
+    return lines, ordered, [place for place in range(len(lines) - cut) if place not in ordered]
+
+
+def _ascending(keys: Sequence[int]) -> list[int]:
+    """The places of the most keys that can be left so that none comes after a higher one, and even ones once."""
+    ends: list[int] = []  # of the lowest last keys of one, two, ... of them
+    places: list[int] = []
+    before: list[int] = []
+    for place, key in enumerate(keys):
+        length = bisect_right(ends, key) if key % 2 else bisect_left(ends, key)
+        before.append(places[length - 1] if length else -1)
+        ends[length : length + 1], places[length : length + 1] = [key], [place]
+    found, place = [], places[-1] if places else -1
+    while place >= 0:
+        found.append(place)
+        place = before[place]
+    return found[::-1]

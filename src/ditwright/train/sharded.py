@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from ..files import remove
 from ..model.weights import State
 from .config import ParallelConfig
 from .dcp import read, write
@@ -85,7 +85,7 @@ class Sharded(World):
     def keep(self, state: State, beside: Path, *, later: bool) -> Keep:
         """Each process writes its shards, all at once; what is returned waits for them and moves them in."""
         if self.main:
-            shutil.rmtree(beside, ignore_errors=True)  # shards of a killed process are not of this save
+            remove(beside)  # shards of a killed process are not of this save
         dist.barrier(self.saving)
         wait = write(beside, state, self.saving, later=later)
 
