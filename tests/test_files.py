@@ -128,19 +128,11 @@ def test_what_is_in_the_way_and_stays_is_told(left, tmp_path, monkeypatch):
     assert (tmp_path / "it" / "a").read_text() == "old"
 
 
-def test_a_renamed_file_is_on_the_disk_when_it_is_said_to_be(put, tmp_path, monkeypatch):
-    calls = []
-    for name in ("fsync", "replace"):
-        real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (calls.append(name), real(*args)))
-    put(tmp_path / "it", "new")
-    assert calls[-1] == "fsync"  # of the folder around it, which has the name
-
-
-def test_files_reach_the_disk_before_they_take_their_place(put, tmp_path, monkeypatch):
+def test_files_reach_the_disk_before_they_take_their_place_and_then_their_names_do(put, tmp_path, monkeypatch):
     calls = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (calls.append(name), real(*args)))
     put(tmp_path / "it", "new")
     assert calls[: calls.index("replace")].count("fsync") >= (2 if put is put_folder else 1)
+    assert calls[-1] == "fsync"  # of the folder around it, which has the name
