@@ -14,7 +14,7 @@ from ditwright.errors import UserError
 from ditwright.pipeline import fid
 from ditwright.pipeline.fid import Order, draw_set
 from ditwright.rng import generator
-from small_pipelines import pipeline
+from small_pipelines import autoencoder, latent_pipeline, pipeline
 
 COUNT = 23  # in chunks of 4, the last of them short
 
@@ -250,4 +250,8 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_made(pipe, tmp_path)
         order(pipe, tmp_path / "out", size=(7, 8))
     with pytest.raises(UserError, match="unknown sampler"):
         replace(order(pipe, tmp_path / "out"), config=replace(pipe.card.sample, sampler="none"))
+    without = latent_pipeline(autoencoder(tmp_path / "vae"))
+    (tmp_path / "vae").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="vae"):
+        order(without, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -62,8 +62,9 @@ class Order:
             raise UserError(f"captions are missing, for this network hears text; give --captions SOURCE: {SOURCE}")
         if not hears and self.prompts is not None:
             raise UserError("captions are for networks that hear text; the samples of this one are of its classes")
+        self.pipe.codec.ready()  # what is missing is better known before the work
         if hears:
-            self.pipe.asks([""])  # a missing encoder is better known before the work
+            self.pipe.asks([""])
 
     @property
     def chunks(self) -> list[range]:

@@ -7,9 +7,6 @@ else is at; the one that finds all of them done writes the index.
 from __future__ import annotations
 
 import signal
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from ..errors import UserError
 from ..text.base import TextEncoder, encoder_from, pinned
 from ..text.cache import FOLDER, CachedText, Writing, begun
 from ..text.config import TextConfig
+from ..text.cuts import cuts_told_once
 from ..train.job import stop_asked
 from ..train.log import say
 from .folder import locked
@@ -78,7 +76,7 @@ def encode_captions(folder: Path, encoder: TextEncoder, here: Place) -> CachedTe
     with (
         stop_asked() as asked,
         Progress(writing.count, shown=here.rank == 0, unit="captions") as progress,
-        _told_once(),
+        cuts_told_once(say),
     ):
 
         def step(count: int) -> None:
@@ -104,23 +102,3 @@ def encode_captions(folder: Path, encoder: TextEncoder, here: Place) -> CachedTe
             for left in [*place.glob(".captions*.half"), *place.glob(".captions-*.lock")]:
                 left.unlink(missing_ok=True)
         return cached
-
-
-@contextmanager
-def _told_once() -> Iterator[None]:
-    """Of warnings, which name what was cut of long captions, the first is shown, and the others are counted."""
-    with warnings.catch_warnings():
-        show, count = warnings.showwarning, 0
-
-        def first(*about: Any, **more: Any) -> None:
-            nonlocal count
-            count += 1
-            if count == 1:
-                show(*about, **more)
-
-        warnings.showwarning = first
-        try:
-            yield
-        finally:
-            if count > 1:
-                say(f"... and {count - 1:,} more such warnings")
