@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -47,3 +50,28 @@ def test_blocks_of_a_kind_are_one_graph_and_the_second_size_makes_one_for_all(fa
         assert off(denoiser(x, t, cond).eps, want(x, t, cond).eps) < 1e-5
         graphs.append(counter.frame_count)
     assert graphs == [1, 2, 2, 2, 2]
+
+
+@torch.no_grad()
+def test_many_kinds_batches_and_sizes_never_leave_a_block_to_python(counter):
+    """Of SD3.5's kinds of block: torch's own limit of graphs ends at the second size."""
+    kinds = (Stage(2, lanes="own", dual=True), Stage(2, lanes="own"), Stage(1, lanes="own", read_only=True))
+    model = replace(MODEL, stages=kinds, context="stream", text_width=16, num_classes=0)
+    denoiser = Denoiser(build(model), process_from(ProcessConfig())).eval()
+    t, tokens = torch.tensor(0.5), torch.randn(2, 5, 16)
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True):
+        compile_blocks(denoiser.net.blocks, backend=counter)
+        for size in SIZES:
+            for batch in (2, 1):
+                denoiser(torch.randn(batch, 2, *size), t, {"text": tokens[:batch]})
+    assert counter.frame_count > 8
+
+
+def test_a_torch_without_what_rewrites_are_built_on_compiles_and_says_so(counter, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._inductor.custom_graph_pass", None)
+    monkeypatch.delitem(sys.modules, "ditwright.accel.rewrite", raising=False)
+    block, options = torch.nn.Linear(2, 2), []
+    monkeypatch.setattr(block, "compile", lambda **how: options.append(how))
+    with pytest.warns(UserWarning, match=r"torch .* has not what accel/rewrite.py is built on .*custom_graph_pass"):
+        compile_blocks([block])
+    assert options == [{"options": {}}]

@@ -1,11 +1,9 @@
-"""What torch.compile's graphs for a CPU compute in another way than they would by themselves, to the same numbers.
+"""What torch.compile's graphs for a CPU compute in another way than they would by themselves, no less exactly.
 
 R rows, I and O widths in and out. docs/performance.md has what each gives.
 """
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -20,12 +18,13 @@ from torch._inductor.pattern_matcher import (
 )
 
 from . import turned as turning
+from .linear import can_lay_out
 from .turned import turned
 
 aten = torch.ops.aten
 ROWS, SIDE, RATIO = 2048, 384, 3  # of gradients of weights that are worth a copy, at least
 
-JOINT, LAST = PatternMatcherPass(), PatternMatcherPass()
+PASSES = PatternMatcherPass()
 X, TANH = KeywordArg("x"), CallFunction(aten.tanh.default, KeywordArg("u"), _users=MULTIPLE)
 OPENED = CallFunction(aten.add.Tensor, TANH, 1, _users=MULTIPLE)
 
@@ -33,6 +32,11 @@ OPENED = CallFunction(aten.add.Tensor, TANH, 1, _users=MULTIPLE)
 def on_cpu(match: Match) -> bool:
     """Whether what is matched is computed there."""
     return match.output_node().meta["val"].device.type == "cpu"
+
+
+def amx() -> bool:
+    """Whether this CPU multiplies bfloat16 by tiles."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def short_on_cpu(match: Match) -> bool:
@@ -47,46 +51,54 @@ def short_on_cpu(match: Match) -> bool:
 @register_graph_pattern(
     CallFunction(aten.mul.Tensor, CallFunction(aten.mul.Tensor, X, 0.5, _users=MULTIPLE), OPENED),
     extra_check=on_cpu,
-    pass_dict=LAST,
+    pass_dict=PASSES,
 )
 def gelu(match: Match, x: fx.Node, u: fx.Node) -> None:
     """0.5 x (1 + tanh u) = x s."""
     match.replace_by_example(lambda x, u: x * torch.sigmoid(2 * u), [x, u])
 
 
-@register_graph_pattern(CallFunction(aten.mul.Tensor, OPENED, 0.5), extra_check=on_cpu, pass_dict=LAST)
+@register_graph_pattern(CallFunction(aten.mul.Tensor, OPENED, 0.5), extra_check=on_cpu, pass_dict=PASSES)
 def half_opened(match: Match, u: fx.Node) -> None:
     """0.5 (1 + tanh u) = s."""
     match.replace_by_example(lambda u: torch.sigmoid(2 * u), [u])
 
 
 @register_graph_pattern(
-    CallFunction(aten.sub.Tensor, 1, CallFunction(aten.mul.Tensor, TANH, TANH)), extra_check=on_cpu, pass_dict=LAST
+    CallFunction(aten.sub.Tensor, 1, CallFunction(aten.mul.Tensor, TANH, TANH)), extra_check=on_cpu, pass_dict=PASSES
 )
 def slope(match: Match, u: fx.Node) -> None:
     """1 - tanh(u)^2 = 4 s (1 - s)."""
     match.replace_by_example(lambda u: 4 * torch.sigmoid(2 * u) * (1 - torch.sigmoid(2 * u)), [u])
 
 
-@register_graph_pattern(CallFunction(aten.tanh.default, KeywordArg("u")), extra_check=on_cpu, pass_dict=LAST)
+@register_graph_pattern(CallFunction(aten.tanh.default, KeywordArg("u")), extra_check=on_cpu, pass_dict=PASSES)
 def tanh(match: Match, u: fx.Node) -> None:
     """Any other."""
     match.replace_by_example(lambda u: 2 * torch.sigmoid(2 * u) - 1, [u])
 
 
-@register_graph_pattern(
-    CallFunction(aten.addmm.default, KeywordArg("bias"), KeywordArg("x"), KeywordArg("weight")),
-    extra_check=short_on_cpu,
-    pass_dict=JOINT,
-)
-def bias_apart(match: Match, bias: fx.Node, x: fx.Node, weight: fx.Node) -> None:
-    """A bias is added where the product is read: the product of both fills its output with the bias first.
+def fused_on_cpu(match: Match) -> bool:
+    """Whether oneDNN has the product and its bias in one here."""
+    return short_on_cpu(match) and can_lay_out(match.output_node().meta["val"].device, torch.bfloat16)
 
-    In fp32, as a kernel computes anyway: torch would join a sum in bfloat16 to the product again.
+
+@register_graph_pattern(
+    CallFunction(
+        aten.addmm.default,
+        KeywordArg("bias"),
+        KeywordArg("x"),
+        CallFunction(aten.permute.default, KeywordArg("weight"), [1, 0], _users=MULTIPLE),
+    ),
+    extra_check=fused_on_cpu,
+    pass_dict=PASSES,
+)
+def bias_within(match: Match, bias: fx.Node, x: fx.Node, weight: fx.Node) -> None:
+    """x (R, I) by a weight (O, I), and a bias: one product of oneDNN's, which adds it before it rounds.
+
+    torch's product of both fills its output with the bias first, and then reads it again.
     """
-    match.replace_by_example(
-        lambda bias, x, weight: ((x @ weight).float() + bias.float()).bfloat16(), [bias, x, weight]
-    )
+    match.replace_by_example(lambda bias, x, weight: torch.ops.ditwright.product(x, weight, bias), [bias, x, weight])
 
 
 def worth_a_copy(match: Match) -> bool:
@@ -96,7 +108,7 @@ def worth_a_copy(match: Match) -> bool:
         return False
     narrow, wide = sorted((left.shape[1], right.shape[1]))
     enough = len(left) >= ROWS and narrow >= SIDE and wide >= RATIO * narrow
-    return enough and torch.cpu._is_amx_tile_supported()
+    return enough and amx()
 
 
 @register_graph_pattern(
@@ -106,7 +118,7 @@ def worth_a_copy(match: Match) -> bool:
         KeywordArg("right"),
     ),
     extra_check=worth_a_copy,
-    pass_dict=LAST,
+    pass_dict=PASSES,
 )
 def gradient_along(match: Match, left: fx.Node, right: fx.Node) -> None:
     """The gradient of a weight (O, I), (R, O) turned by (R, I), from a turned copy of the narrower of the two.
@@ -124,29 +136,16 @@ def gradient_along(match: Match, left: fx.Node, right: fx.Node) -> None:
 
 
 class Rewrites(CustomGraphPass):
-    """All of them that belong to one stage of a graph."""
-
-    patterns: ClassVar[PatternMatcherPass]  # of the class: torch copies the objects
+    """All of them, on each graph of its own, forward or backward, after torch's own rewrites."""
 
     def __call__(self, graph: fx.Graph) -> None:
-        self.patterns.apply(graph)
+        PASSES.apply(graph)
         graph.eliminate_dead_code()
 
-    def uuid(self) -> bytes:
-        """By which compiled graphs are found again."""
-        return get_hash_for_files((__file__, turning.__file__))
+    def uuid(self) -> tuple[bytes, bool, bool]:
+        """By which compiled graphs are found again: a cache of them may be another machine's too."""
+        cpu = torch.device("cpu")
+        return get_hash_for_files((__file__, turning.__file__)), amx(), can_lay_out(cpu, torch.bfloat16)
 
 
-class Joint(Rewrites):
-    """On the graph of both passes, before it is cut in two."""
-
-    patterns = JOINT
-
-
-class Last(Rewrites):
-    """On each graph, after torch's own rewrites."""
-
-    patterns = LAST
-
-
-OPTIONS = {"joint_custom_post_pass": Joint(), "post_grad_custom_post_pass": Last()}  # of torch.compile
+OPTIONS = {"post_grad_custom_post_pass": Rewrites()}  # of torch.compile
