@@ -31,10 +31,14 @@ source "${VENV:-.venv}/bin/activate"
 # Where the processes find each other: any port that is free on the first machine.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
+# At SIGTERM torchrun would give its processes 30 seconds to save.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150
+
 # A process that dies takes the others with it; torchrun starts them all again, up to 3 times, and the run goes on from
-# its last checkpoint. At SIGTERM torchrun gives them 30 seconds to save.
+# its last checkpoint. Where a machine is lost, the torchruns that are left give up, and --requeue starts anew.
 # --kill-on-bad-exit: where one torchrun gives up, the others do not wait for it.
-srun --kill-on-bad-exit=1 torchrun \
+# --cpus-per-task: srun does not take it from above, and would give one.
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" torchrun \
     --nnodes "$SLURM_NNODES" \
     --nproc-per-node "${SLURM_GPUS_ON_NODE:-8}" \
     --rdzv-backend c10d \

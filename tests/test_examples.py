@@ -16,6 +16,7 @@ from ditwright.cli.recipe import asked
 from ditwright.recipes import RECIPES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds that torchrun gives its processes to save, in place of 30
 SLURM, SKY = (EXAMPLES / "slurm.sh").read_text(), yaml.safe_load((EXAMPLES / "sky.yaml").read_text())
 SERVICE, JOB = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
 POD = JOB["spec"]["template"]["spec"]
@@ -68,14 +69,19 @@ def test_the_pods_of_the_job_find_each_other():
     assert POD["subdomain"] == SERVICE["metadata"]["name"]
     assert args.rdzv_endpoint == f"{JOB['metadata']['name']}-0.{POD['subdomain']}:29400"
     assert {mount["name"] for mount in POD["containers"][0]["volumeMounts"]} == {v["name"] for v in POD["volumes"]}
-    assert POD["terminationGracePeriodSeconds"] > 30  # which torchrun gives its processes
+    (wait,) = POD["initContainers"]
+    assert args.rdzv_endpoint.partition(":")[0] in wait["command"][-1]
+    env = {one["name"]: one["value"] for one in POD["containers"][0]["env"]}
+    assert POD["terminationGracePeriodSeconds"] > int(env[SHUTDOWN]) > 30
 
 
 def test_slurm_starts_one_torchrun_on_each_machine():
     options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?", SLURM, re.M))
     assert options["ntasks-per-node"] == "1"
     assert options["signal"].startswith("TERM@")
-    assert int(options["signal"].partition("@")[2]) > 30
+    (given,) = re.findall(rf"^export {SHUTDOWN}=(\d+)$", SLURM, re.M)
+    assert int(options["signal"].partition("@")[2]) > int(given) > 30
+    assert '--cpus-per-task="$SLURM_CPUS_PER_TASK"' in SLURM.partition("srun ")[2]  # it inherits none
 
 
 def test_what_the_comments_tell_to_run_is_understood():
