@@ -210,6 +210,18 @@ def test_an_empty_prompt_is_nothing_in_particular_and_says_so(recwarn):
             torch.testing.assert_close(drawn(pipe, prompt, guidance_scale=1.0), nothing)
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_below_one_is_no_guidance_as_in_diffusers(route):
+    """0 is what the cards of distilled networks tell people to type."""
+    pipe = made(*ROUTES[route])
+    one = drawn(pipe, "a red square", guidance_scale=1.0)
+    for scale in (0.0, 0.5):
+        assert torch.equal(drawn(pipe, "a red square", guidance_scale=scale), one)
+        with pytest.warns(UserWarning, match=f"no effect at guidance_scale {scale:g}, which is no guidance"):
+            assert torch.equal(drawn(pipe, "a red square", negative_prompt="a", guidance_scale=scale), one)
+    assert not torch.equal(drawn(pipe, "a long blue circle", guidance_scale=0.0), one)
+
+
 def test_a_negative_prompt_without_guidance_says_so():
     embeds = made(FLUX, Words()).encode_prompt("a")
     for pipe, more, said in (

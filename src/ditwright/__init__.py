@@ -1,4 +1,4 @@
-"""ditwright: train, measure, sample, fine-tune and serve diffusion transformers."""
+"""ditwright: train, measure, sample and fine-tune diffusion transformers."""
 
 from __future__ import annotations
 

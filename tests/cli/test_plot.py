@@ -30,6 +30,20 @@ def test_a_shift_above_one_stands_farther_to_the_right(command, tmp_path):
     assert middle("--shift", "0.3") + 50 < middle()
 
 
+def test_a_shift_by_the_size_is_drawn_at_three_sizes(command, tmp_path, monkeypatch):
+    found, stairs = {}, Axes.stairs
+
+    def watched(axes, heights, edges, **style):
+        found[style["label"]] = (heights * edges[1:]).sum() / heights.sum()
+        return stairs(axes, heights, edges, **style)
+
+    monkeypatch.setattr(Axes, "stairs", watched)
+    words = ("--times", "logit-normal", "--shift", "2", "--shift_base", "1024")
+    assert command("plot", "times", "--output", tmp_path / "one.png", *words)[0] == 0
+    assert list(found) == ["256 positions: shift 1", "1,024 positions: shift 2", "4,096 positions: shift 4"]
+    assert sorted(found.values()) == list(found.values())  # larger ones are trained at more noise
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """What is drawn: of each line the times at its ends, and what the axes are called."""

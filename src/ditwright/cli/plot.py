@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config import merge, overrides
 from ..diffusion.config import ObjectiveConfig, ProcessConfig
 from ..errors import UserError
 from ..files import whole_file
 from .main import Parser
+
+if TYPE_CHECKING:
+    from ..diffusion.process import Process
 
 SHOWN = {  # where nothing is asked for
     "uniform": {},
@@ -20,6 +25,7 @@ PROCESSES = {"log-normal": ProcessConfig("karras", "edm"), "discrete": ProcessCo
 EPILOG = """
 Without more, the usual ones beside each other. With keys of the objective, those times alone:
   ditwright plot times --times logit-normal --mean -0.5 --shift 3
+  ditwright plot times --times logit-normal --shift_base 1024    # a shift by the size of latents: at three
 """
 
 
@@ -38,18 +44,40 @@ def run(words: list[str]) -> int:
     return 0
 
 
+def process_of(config: ObjectiveConfig) -> Process:
+    """One that such times are for."""
+    from ..diffusion.process import process_from
+
+    return process_from(PROCESSES.get(config.times, ProcessConfig()))
+
+
+def at_sizes(name: str, config: ObjectiveConfig) -> dict[str, ObjectiveConfig]:
+    """What is trained, by name: at three sizes of latents where the shift goes by the size, else at all."""
+    from ..diffusion.times import resolution_shift
+
+    if not (base := config.shift_base):
+        return {name: config}
+    shifts = {size: config.shift * resolution_shift(size, base) for size in (max(base // 4, 1), base, 4 * base)}
+    return {
+        f"{size:,} positions: shift {shift:.3g}": replace(config, shift=shift, shift_base=0)
+        for size, shift in shifts.items()
+    }
+
+
 def draw(configs: dict[str, ObjectiveConfig], output: Path) -> None:
-    """A line for each, and one at its median. UserError where a run would not train them."""
+    """Lines for each, and one at their medians. UserError where a run would not train them."""
     import torch
 
     from ..diffusion.objective import Objective, objective_from
-    from ..diffusion.process import process_from
     from ..scaling.canvas import COLOURS, INK, SMALL, named, panels
 
+    for config in configs.values():
+        objective_from(config, process_of(config))
+    lines = {name: told for key, config in configs.items() for name, told in at_sizes(key, config).items()}
     figure, (axes,) = panels(1, height=4.2, width=7.6)
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    for i, (name, config) in enumerate(configs.items()):
-        loss = objective_from(config, process_from(PROCESSES.get(config.times, ProcessConfig())))
+    for i, (name, config) in enumerate(lines.items()):
+        loss = objective_from(config, process_of(config))
         t = (loss if isinstance(loss, Objective) else loss.objective).times(u)
         heights, edges = torch.histogram(t, 100, density=True)
         shade = COLOURS[i % len(COLOURS)]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
+PATIENCE = 60.0  # seconds for the batch that is being made when no more are wanted
 
 
 def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
@@ -35,7 +36,8 @@ def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
         except BaseException as error:  # raised again where the batch is asked for
             put(("error", error))
 
-    threading.Thread(target=make, name="batches", daemon=True).start()
+    thread = threading.Thread(target=make, name="batches", daemon=True)
+    thread.start()
     try:
         while True:
             kind, value = made.get()
@@ -46,3 +48,4 @@ def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
             yield value  # type: ignore[misc]
     finally:
         left.set()
+        thread.join(PATIENCE)  # one that is still at work in torch as Python ends takes the process down with it

@@ -53,15 +53,15 @@ def told_beside(asks: Asks, card: Card, config: SampleConfig, space: Sequence[in
     of the latents.
     """
     model, more = card.model, Cond()
+    scale = scale_of(model, config, negative=asks.guided)
     if imitates(model):
         more["guidance"] = torch.full((asks.count,), config.guidance_scale)
-        config = replace(config, guidance_scale=config.true_cfg_scale if asks.guided else 1.0)
     if isinstance(model, DiTConfig) and model.sizes:
         height, width = (side * card.codec.factor for side in space)
         more["size"] = torch.tensor([[height, width, height / width]] * asks.count)
     device = next((x.device for x in asks.cond.values()), None)
     more = {name: told.to(device) for name, told in more.items()}
-    return asks._replace(cond=asks.cond | more, null=asks.null | more), config
+    return asks._replace(cond=asks.cond | more, null=asks.null | more), replace(config, guidance_scale=scale)
 
 
 def hears_text(model: NetConfig) -> bool:
@@ -70,15 +70,21 @@ def hears_text(model: NetConfig) -> bool:
 
 
 def is_guided(model: NetConfig, config: SampleConfig, negative: bool | None = None) -> bool:
-    """Whether a network is asked for what it is led away from too; `negative`: as of `idle`.
-
-    One that imitates guidance only by true_cfg_scale, and away from a negative prompt that is given (diffusers' FLUX).
-    """
+    """Whether a network is asked for what it is led away from too; `negative`: as of `idle`."""
     if config.guidance_interval[1] == 0:  # no sampler asks at time 0
         return False
+    return scale_of(model, config, negative=negative is not None) != 1
+
+
+def scale_of(model: NetConfig, config: SampleConfig, *, negative: bool) -> float:
+    """The scale of guidance, 1 for none; `negative`: whether there is something to be led away from.
+
+    As in diffusers, a network that hears text is not guided below 1 either, and one that imitates guidance only by
+    true_cfg_scale, away from a negative prompt that is given.
+    """
     if imitates(model):
-        return config.true_cfg_scale != 1 and negative is not None
-    return config.guidance_scale != 1
+        return config.true_cfg_scale if negative else 1.0
+    return max(1.0, config.guidance_scale) if hears_text(model) else config.guidance_scale
 
 
 def idle(
@@ -91,7 +97,7 @@ def idle(
     """
     told = []
     if negative and not is_guided(model, config, negative):
-        why = "at guidance_scale 1, which is no guidance"
+        why = f"at guidance_scale {config.guidance_scale:g}, which is no guidance"
         if config.guidance_interval[1] == 0:
             why = "with a guidance_interval that ends at 0, where no step is"
         elif imitates(model):

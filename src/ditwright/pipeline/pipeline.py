@@ -302,9 +302,10 @@ class Pipeline:
         callback_on_step_end_tensor_inputs: what it is shown: "latents", and "x0" for a preview of the clean sample
         settings: fields of SampleConfig: num_inference_steps, guidance_scale, guidance_interval, guidance_rescale,
             guidance_channels, sampler, clip, batch_size (how many the network sees at once) ...; the checkpoint's
-            unless given. guidance_scale: 1 is none; below it the picture turns away from its class. true_cfg_scale: of
-            a network that imitates guidance, above 1 and with a negative_prompt. use_resolution_binning: draw at
-            PixArt's size of the nearest ratio, then resize and crop; PixArt's own checkpoints say so
+            unless given. guidance_scale: 1 is none; below it a picture turns away from its class, and is not guided by
+            a text. true_cfg_scale: of a network that imitates guidance, above 1 and with a negative_prompt.
+            use_resolution_binning: draw at PixArt's size of the nearest ratio, then resize and crop; PixArt's own
+            checkpoints say so
         """
         if prompt is not None and class_labels is not None:
             raise UserError("give a prompt or class_labels, not both")
