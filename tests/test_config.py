@@ -133,6 +133,14 @@ def test_a_bare_1e_4_in_yaml_is_a_number():
         ("hole: 1", r"unknown key 'hole'; known: whole, .*did you mean 'whole'\?"),
         ("many: {2: 1}", "unknown key 'many.2'; known: 0, 1"),
         ("many: {first: 1}", "unknown key 'many.first'; known: 0, 1"),
+        (f"whole: '{'1' * 5000}'", rf"whole must be a whole number; got '{'1' * 199}\.\.\.$"),
+        (f"whole: 0x{'f' * 5000}", "whole must be a whole number; got a number that is too long"),
+        (f"real: {'1' * 400}", "real must be a number; got 1"),
+        (f"real: '{'1' * 400}'", "real must be a number; got '1"),
+        (f"real: 0x{'f' * 5000}", "real must be a number; got a number that is"),
+        (f"text: [0x{'f' * 5000}]", "text must be text; got list of numbers too long"),
+        (f"? 0x{'f' * 5000}\n: 1", "unknown key 'a number that is too long'; known: whole"),
+        (f"text: [{'a, ' * 5000}]", r"text must be text; got \['a', .{190,200}\.\.\.$"),
     ],
 )
 def test_what_does_not_fit_is_named(text, error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -167,6 +168,21 @@ def test_a_set_that_is_there_is_left_alone(whole, pipe, monkeypatch):
     monkeypatch.setattr(type(pipe), "draw", None)
     assert [draw_set(whole, rank, 2) for rank in range(2)] == [whole.npz, None]
     assert whole.npz.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("at", [700, 0, -22])
+def test_a_damaged_set_is_not_told_as_samples(at, whole, pipe, tmp_path):
+    """In its pictures, in the zip's own header, and where its list of contents ends."""
+    wanted = order(pipe, tmp_path)
+    shutil.copytree(whole.output, tmp_path, dirs_exist_ok=True)
+    assert draw_set(wanted) == wanted.npz
+    content = bytearray(wanted.npz.read_bytes())
+    content[at] ^= 1
+    wanted.npz.write_bytes(content)
+    with pytest.raises(UserError, match=r"samples_23\.npz' is damaged \(.*\); remove it, and the same command"):
+        draw_set(wanted)
+    wanted.npz.unlink()
+    assert draw_set(wanted).read_bytes() == whole.npz.read_bytes()
 
 
 DIFFERENT = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 from dataclasses import replace
 from itertools import islice
@@ -17,6 +18,7 @@ from PIL import Image
 from ditwright.cli.main import main
 from ditwright.codec.base import codec_from, find_codec
 from ditwright.codec.config import AutoencoderConfig
+from ditwright.codec.folder import WEIGHTS
 from ditwright.codec.learn import Reconstruct, Reconstruction, build, divergence, psnr, spread
 from ditwright.config import merge, overrides
 from ditwright.data.base import Pictures
@@ -288,6 +290,26 @@ def test_a_checkpoint_is_a_codec_too(finished):
     run, _ = finished
     last = checkpoints(run)[-1]
     assert find_codec(str(last)) == replace(find_codec(str(run)), source=str(last))
+
+
+@pytest.mark.parametrize("place", ["codec", "checkpoints/step-00000006"])
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+def test_what_was_damaged_since_is_not_used(name, place, finished, tmp_path, capsys):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    path = run / place / name
+    content = bytearray(path.read_bytes())
+    at = -40 if name == WEIGHTS else content.index(b'"scaling_factor": ') + 20
+    content[at] ^= 1
+    path.write_bytes(content)
+    for source in [run / place, run] if place == "codec" else [run / place]:
+        with pytest.raises(UserError, match=rf"codec '{run / place}' is not as it was written: {name} is damaged"):
+            find_codec(str(source))
+    words = ["prepare", "waves", "--codec", str(run / place), "--size", "8", "--output", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert f"{name} is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (run / place / "checksums.json").unlink()  # as whoever changes one on purpose has it
+    assert find_codec(str(run / place)).factor == 2
 
 
 # Bad input

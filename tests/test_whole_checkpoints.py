@@ -94,6 +94,17 @@ def test_the_newest_older_one_that_is_whole_is_named(run):
         Pipeline.from_pretrained(older)
 
 
+@pytest.mark.parametrize("name", [CARD, WEIGHTS])
+def test_a_file_that_is_gone_is_named_and_so_is_the_older_checkpoint(name, run, refused, tmp_path):
+    older, newest = checkpoints(run)
+    (newest / name).unlink()
+    for place in (run, newest):
+        line = refused("sample", place, "--output", tmp_path / "out")
+        assert f"{str(newest)!r} is not as it was written: {name} is missing; use the older {str(older)!r}" in line
+    (older / name).unlink()
+    assert f"{name} is missing; bring it back" in refused("sample", run, "--output", tmp_path / "out")
+
+
 def test_damaged_checksums_are_damage_and_none_tell_nothing(run):
     newest = checkpoints(run)[-1]
     (newest / "checksums.json").write_text("{")

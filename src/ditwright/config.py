@@ -6,6 +6,7 @@ One reader serves YAML files and the command line, so both accept and refuse the
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -16,6 +17,9 @@ from typing import Any, Literal, TypeVar, Union
 from .errors import UserError, did_you_mean, lookup
 
 T = TypeVar("T")
+# What else safe_load raises over values that are none: 2001-99-99, 0b_, numbers of 5,000 digits, brackets 20,000 deep.
+UNREADABLE = (ValueError, RecursionError, LookupError, AttributeError, TypeError, ArithmeticError)
+SHOWN = 200  # characters of a value that is refused
 
 
 def to_dict(config: Any) -> Any:
@@ -45,7 +49,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"there is no config file {str(path)!r}")
     try:
         data = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, *UNREADABLE) as error:
         raise UserError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{str(path)!r} must hold keys and values; it holds {type(data).__name__}")
@@ -58,6 +62,14 @@ def read_yaml(cls: type[T], path: str | Path) -> T:
         return from_dict(cls, load_yaml(path))
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{str(path)!r}: {error}") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What foreign JSON holds, of whatever kind. ValueError for all that is wrong with it, and nothing else."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def dump_yaml(config: Any) -> str:
@@ -111,14 +123,15 @@ def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any
 
 def _dataclass(cls: type[T], data: Any, where: str, base: T | None) -> T:
     if not isinstance(data, Mapping):
-        raise UserError(f"{where or cls.__name__} must be a group of keys; got {data!r}")
+        raise UserError(f"{where or cls.__name__} must be a group of keys; got {_shown(data)}")
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     dot = f"{where}." if where else ""
     for key in data:
         if key not in fields:
             known = ", ".join(fields)
-            raise UserError(f"unknown key {f'{dot}{key}'!r}; known: {known}{did_you_mean(str(key), fields)}")
+            name = key if isinstance(key, str) else _shown(key)
+            raise UserError(f"unknown key {_shown(dot + name)}; known: {known}{did_you_mean(name, fields)}")
     values = {}
     for name, field in fields.items():
         if name in data:
@@ -142,7 +155,8 @@ def _value(hint: Any, value: Any, where: str, base: Any) -> Any:
         return _value(kinds[0], value, where, base) if len(kinds) == 1 else _of_kind(kinds, value, where, base)
     if origin is Literal:
         if value not in args:
-            raise UserError(f"{where} must be one of {', '.join(args)}; got {value!r}{did_you_mean(str(value), args)}")
+            near = did_you_mean(value, args) if isinstance(value, str) else ""
+            raise UserError(f"{where} must be one of {', '.join(args)}; got {_shown(value)}{near}")
         return value
     if origin is tuple:
         return _tuple(args, value, where, base)
@@ -169,15 +183,15 @@ def _tuple(args: tuple[Any, ...], value: Any, where: str, base: Any) -> tuple[An
     if isinstance(value, str):
         value = [part.strip() for part in value.strip("[]()").split(",") if part.strip()]
     if not isinstance(value, Sequence):
-        raise UserError(f"{where} must be a list; got {value!r}")
+        raise UserError(f"{where} must be a list; got {_shown(value)}")
     if args[-1] is not Ellipsis and len(value) != len(args):
-        raise UserError(f"{where} must have {len(args)} values; got {len(value)}: {list(value)}")
+        raise UserError(f"{where} must have {len(args)} values; got {len(value)}: {_shown(list(value))}")
     kinds: Iterable[Any] = [args[0]] * len(value) if args[-1] is Ellipsis else args
     return tuple(_value(kind, v, f"{where}.{i}", None) for i, (kind, v) in enumerate(zip(kinds, value, strict=True)))
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
-    wrong = UserError(f"{where} must be {_KINDS.get(hint, hint)}; got {value!r}")
+    wrong = UserError(f"{where} must be {_KINDS.get(hint, hint)}; got {_shown(value)}")
     if hint is bool:
         words = {"true": True, "false": False}
         if isinstance(value, bool):
@@ -186,17 +200,28 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
             raise wrong
         return words[value.lower()]
     if hint in (int, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)) or not _is_number(str(value)):
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise wrong
-        if isinstance(value, int) or (isinstance(value, str) and value.lstrip("+-").isdecimal()):
-            return hint(value)
-        number = float(value)
-        if not math.isfinite(number) or (hint is int and not number.is_integer()):
+        whole = isinstance(value, int) or (isinstance(value, str) and value.lstrip("+-").isdecimal())
+        try:
+            number = int(str(value)) if whole and hint is int else float(value)
+        except (ValueError, OverflowError):  # of too many digits, or none
+            raise wrong from None
+        if not isinstance(number, int) and (not math.isfinite(number) or (hint is int and not number.is_integer())):
             raise wrong
         return hint(number)
     if not isinstance(value, hint):
         raise wrong
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value as an error tells it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number that is too long" if isinstance(value, int) else f"{type(value).__name__} of numbers too long"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

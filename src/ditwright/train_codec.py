@@ -3,7 +3,7 @@
 RUN/config.yaml, metrics.jsonl      as of every run
 RUN/samples/step-*.png              held-out pictures above what became of them
 RUN/checkpoints/step-*/             config.json and weights as stock diffusers reads them; train.* (to go on)
-RUN/codec/                          the finished autoencoder, its scale and shift measured
+RUN/codec/                          the finished autoencoder, its scale and shift measured; checksums
 RUN/report.json, codec.png          what it does to pictures that it never saw
 """
 
@@ -32,7 +32,7 @@ from .data.known import known_by
 from .data.sources import open_dataset
 from .errors import UserError
 from .experiment import CodecTrainConfig
-from .files import whole_file, whole_folder
+from .files import seal, whole_file, whole_folder
 from .pictures import save_png, sheet
 from .rng import Draws, generator
 from .train.ema import EMA
@@ -230,6 +230,7 @@ def finish(config: CodecTrainConfig, parts: Parts, output: Path) -> Report:
     folder = output / "codec"
     with whole_folder(folder) as half:
         latents = write_average(config, parts, half)
+        seal(half)
     codec, held = codec_from(find_codec(str(folder))).to(parts.world.device), parts.held
     items = held.some(JUDGED)
     portions = np.array_split(items, -(-len(items) // config.data.batch_size))

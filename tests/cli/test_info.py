@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from ditwright.cli.info import WAYS
 from ditwright.config import dump_yaml, read_yaml
 from ditwright.experiment import CodecTrainConfig, CropsConfig, TrainConfig
+from ditwright.files import CHECKSUMS, seal
 from ditwright.model.presets import PRESETS
 from ditwright.train.config import ParallelConfig
 from ditwright.train.cost import training_flops
@@ -230,6 +232,7 @@ def spent(tiny_run, tmp_path):
         path = checkpoints(folder)[-1] / "train.json"
         told = json.loads(path.read_text()) | {"seconds": 200.0, "energy": spans}
         path.write_text(json.dumps({key: value for key, value in told.items() if value != (None,)}))
+        seal(path.parent)
         return folder
 
     return make
@@ -296,6 +299,63 @@ def test_an_option_that_changes_nothing_of_a_run_is_refused(spans, words, said, 
 
 def test_a_folder_without_a_run_is_said_to_be_one(refused, tmp_path):
     assert "holds no run with a checkpoint" in refused("info", tmp_path)
+
+
+def hostile(text):
+    return lambda path: path.write_text(text)
+
+
+def slower(path):
+    path.write_text(path.read_text().replace('"seconds": 200.0', '"seconds": 900.0'))
+
+
+@pytest.mark.parametrize("damage", [hostile("[]"), hostile("{}"), hostile("[" * 100_000), slower, Path.unlink])
+def test_facts_that_are_not_as_they_were_written_are_not_told(damage, spent, command, refused):
+    folder = spent(METER)
+    older, newest = checkpoints(folder)
+    damage(newest / "train.json")
+    code, out, err = command("info", folder)
+    assert (code, "step 3 of 6" in out, err.count("\n")) == (0, True, 1)
+    assert err.startswith(f"note: '{newest}' is damaged (train.json is ")
+    assert err.endswith("told until step-00000003\n")
+    damage(older / "train.json") if damage is not slower else hostile("{}")(older / "train.json")
+    assert "and no other checkpoint is whole" in refused("info", folder)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"step": 6, "seconds": "long"}'])
+def test_facts_without_checksums_are_read_with_care(text, spent, refused):
+    folder = spent(METER)
+    for checkpoint in checkpoints(folder):
+        (checkpoint / CHECKSUMS).unlink()
+        (checkpoint / "train.json").write_text(text)
+    assert "does not say its step and its seconds; its train.json is damaged" in refused("info", folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (hostile("["), "is damaged ("),
+        (Path.unlink, "is missing"),
+        (
+            lambda path: path.write_text(path.read_text().replace("batch_size: 8", "batch_size: 9")),
+            "has data.batch_size 9",
+        ),
+    ],
+)
+def test_a_runs_configuration_is_that_of_its_checkpoint_where_its_file_is_not(damage, said, spent, command):
+    folder = spent(METER)
+    damage(folder / "config.yaml")
+    code, out, err = command("info", folder, "--json")
+    assert (code, json.loads(out)["samples"], err.count("\n")) == (0, 48, 1)
+    assert f"note: {folder / 'config.yaml'} {said}" in err
+    assert err.endswith(f"taken as {checkpoints(folder)[-1]} has it\n")
+
+
+def test_a_damaged_card_gives_no_operations(spent, refused):
+    folder = spent(METER)
+    card = checkpoints(folder)[-1] / "card.yaml"
+    card.write_text(card.read_text().replace("width: 1", "width: 2"))
+    assert "is not as it was written: card.yaml is damaged" in refused("info", folder)
 
 
 def test_an_autoencoders_run_tells_all_but_its_operations(command, tmp_path):

@@ -18,6 +18,7 @@ from ditwright.codec.base import codec_from, find_codec
 from ditwright.codec.config import AutoencoderConfig, CodecConfig
 from ditwright.codec.folder import CLASSES, FILES, WEIGHTS, _inverse
 from ditwright.errors import UserError
+from ditwright.files import seal
 
 NAMES = ["kl", "kl16", "statistics", "tiny", "dc"]
 
@@ -131,6 +132,22 @@ def test_stock_diffusers_loads_what_was_written_with_another_scale(name, one, fo
 @given(st.floats(1e-6, 1e6, width=64))
 def test_a_standard_deviation_gives_its_scale_back(scale):
     assert np.float32(1 / _inverse(scale)) == np.float32(scale)
+
+
+def test_what_is_written_over_a_sealed_folder_is_read(folders, folder):
+    seal(folder)
+    other = codec_from(find_codec(str(folders["kl"])))
+    for tensor in other.net.parameters():
+        tensor.data += 1
+    other.save(folder)
+    found = find_codec(str(folder))
+    assert found.fingerprint not in (other.config.fingerprint, "")
+    change(folder, scaling_factor=0.5)
+    assert find_codec(str(folder)).scale == (0.5,)
+    seal(folder)
+    change(folder, scaling_factor=0.25)
+    with pytest.raises(UserError, match=r"config\.json is damaged.*remove its checksums\.json"):
+        find_codec(str(folder))
 
 
 def test_changed_weights_are_refused(folder, images):

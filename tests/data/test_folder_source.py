@@ -85,6 +85,13 @@ def test_links_are_followed_once_around(fill, tmp_path_factory):
         source[0].read()
 
 
+def test_a_link_to_the_folder_itself_adds_no_picture(fill):
+    root = fill("x.png", "a/y.png")
+    for place in (root / "loop", root / "a/loop"):
+        os.symlink(root, place)
+    assert listed(open_source(f"flat:{root}")) == [("a/y.png", None), ("x.png", None)]
+
+
 def test_what_a_folder_could_mean_is_asked(fill):
     refused(fill("a/x.png"), "one class only, 'a'; for pictures without classes use '.*/a'")
     refused(fill("train/a/x.png", "val/a/y.png", "a/x.png").joinpath("train"), "one class only")

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from .notes import say
 
 if TYPE_CHECKING:
+    from ..experiment import CodecTrainConfig, TrainConfig
     from ..train.config import LogConfig
     from ..train.energy import Estimate, Span
 
@@ -22,23 +24,20 @@ def run_facts(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     UserError where there is none, and for options that would change nothing.
     """
-    from ..config import load_yaml, read_yaml
-    from ..experiment import CodecTrainConfig, TrainConfig
+    from ..experiment import TrainConfig
     from ..train.job import spans_in
-    from ..train.state import checkpoints, read_facts
+    from ..train.state import read_facts
 
     for name in OF_PRESETS:
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is for a preset; {str(folder)!r} is a folder")
-    if not (folder / "config.yaml").exists() or not (found := checkpoints(folder)):
-        raise UserError(
-            f"{str(folder)!r} holds no run with a checkpoint; name a preset, or what `ditwright train` wrote"
-        )
-    path, facts = folder / "config.yaml", read_facts(found[-1])
-    denoiser = "codec" in load_yaml(path)
-    config = read_yaml(TrainConfig, path) if denoiser else read_yaml(CodecTrainConfig, path)
+    newest = _newest(folder)
+    config, facts = _config(folder, newest), read_facts(newest)
+    if not all(isinstance(facts.get(name), (int, float)) for name in ("seconds", "step")):
+        raise UserError(f"{str(newest)!r} does not say its step and its seconds; its train.json is damaged")
     seconds, samples = facts["seconds"], facts["step"] * config.data.batch_size * config.optim.accumulate
-    flops = sample_flops(found[-1]) * samples if denoiser else None  # an autoencoder's are not counted
+    counted = isinstance(config, TrainConfig)  # an autoencoder's operations are not
+    flops = sample_flops(newest) * samples if counted else None
     energy = stated_too(spans_in(facts), seconds, args, config.log)
     return {
         "run": str(folder),
@@ -52,12 +51,51 @@ def run_facts(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _newest(folder: Path) -> Path:
+    """The newest checkpoint of a run whose facts are as they were written. UserError where there is none."""
+    from ..replay import newest_sure
+    from ..train.keep import doubt
+    from ..train.state import checkpoints
+
+    found, sure = checkpoints(folder), newest_sure(folder)
+    if not found:
+        raise UserError(
+            f"{str(folder)!r} holds no run with a checkpoint; name a preset, or what `ditwright train` wrote"
+        )
+    if sure != found[-1]:
+        damaged = f"{str(found[-1])!r} is damaged ({doubt(found[-1])})"
+        if sure is None:
+            raise UserError(f"{damaged}, and no other checkpoint is whole")
+        say(f"note: {damaged}: told until {sure.name}")
+    return sure
+
+
+def _config(folder: Path, newest: Path) -> TrainConfig | CodecTrainConfig:
+    """The configuration of a run, by its file, or by its newest checkpoint where that is not as it was."""
+    from ..config import load_yaml
+    from ..experiment import CodecTrainConfig, TrainConfig
+    from ..train.folder import read_config
+    from ..train.state import read_facts
+
+    path, told = folder / "config.yaml", read_facts(newest).get("config")  # not in those of before
+    kind = TrainConfig if "codec" in (told or load_yaml(path)) else CodecTrainConfig
+    config, wrong = read_config(kind, path, newest)
+    if config is None:
+        raise UserError(f"{path} {wrong}")
+    if wrong:
+        say(f"note: {path} {wrong}: taken as {newest} has it")
+    return config
+
+
 def sample_flops(checkpoint: Path) -> int:
     """Operations of training on one sample of the network that a checkpoint holds."""
     from ..config import read_yaml
+    from ..files import damage
     from ..pipeline.card import CARD, Card
     from ..train.cost import training_flops
 
+    if why := damage(checkpoint, only=(CARD,)):
+        raise UserError(f"{str(checkpoint)!r} is not as it was written: {why}")
     card = read_yaml(Card, checkpoint / CARD)
     if card.image_size is None:
         raise UserError(f"{str(checkpoint / CARD)!r} does not say how large the pictures are")

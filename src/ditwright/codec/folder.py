@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..config import parse_json
 from ..errors import UserError, did_you_mean
 from ..extras import need
+from ..files import CHECKSUMS, damage
 from ..model.weights import State, load_strictly, read_tensors, write_safetensors
 from .config import CodecConfig
 
@@ -77,26 +79,34 @@ def _fetched(name: str, revision: str) -> tuple[Path, str]:
 def skeleton(folder: Path) -> tuple[str, nn.Module]:
     """Which kind of autoencoder a folder holds, and that network without its weights."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = parse_json((folder / CONFIG).read_bytes())
         name = config.get("_class_name")
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{str(folder / CONFIG)!r} is not the configuration of an autoencoder ({error})") from error
-    if name not in CLASSES:
+    if not isinstance(name, str) or name not in CLASSES:
         known = f"known: {', '.join(CLASSES)}{did_you_mean(str(name), CLASSES)}"
         raise UserError(f"{str(folder / CONFIG)!r} is of the class {name!r}, which is no codec here; {known}")
     try:
         with torch.device("meta"):
             net = getattr(need("diffusers", extra="hf"), name).from_config(config)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
         raise UserError(f"diffusers cannot build the {name} of {str(folder / CONFIG)!r}: {error}") from error
     return CLASSES[name], net.eval().requires_grad_(False)
 
 
 def filled(net: nn.Module, folder: Path) -> nn.Module:
-    """A skeleton with its weights, float32. UserError for a file or a key that is missing, unknown or misshapen."""
+    """A skeleton with its weights, float32. UserError for a file or a key that is missing, unknown or misshapen.
+
+    And for one that is not as it was written, where the folder has checksums: those that are trained here have.
+    """
     path = next((folder / file for file in FILES if (folder / file).is_file()), None)
     if path is None:
         raise UserError(f"{str(folder)!r} has no weights; looked for {', '.join(FILES)}")
+    if why := damage(folder, only=(CONFIG, path.name)):
+        raise UserError(
+            f"the codec {str(folder)!r} is not as it was written: {why}; bring it back, or where that was changed on "
+            f"purpose remove its {CHECKSUMS}"
+        )
     state = {_renamed(name): tensor for name, tensor in read_tensors(path).items()}
     try:
         net = net.to_empty(device="cpu")
@@ -140,6 +150,7 @@ def write(net: nn.Module, state: State, folder: Path, config: CodecConfig) -> No
     values = {key: value for key, value in values.items() if value is not None or key in known}
     if CLASSES[known["_class_name"]] == "tiny":  # there no shift is 0
         values["shift_factor"] = values["shift_factor"] or 0.0
+    (folder / CHECKSUMS).unlink(missing_ok=True)  # of what was there before
     (folder / CONFIG).write_text(json.dumps(known | values, indent=2, sort_keys=True) + "\n")
     write_safetensors(folder / WEIGHTS, state)
 

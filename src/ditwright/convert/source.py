@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..config import parse_json
 from ..errors import UserError
 from ..model.weights import State, read_safetensors, read_torch
 
@@ -92,7 +92,7 @@ def read_shards(index: Path) -> State:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of keys and values, or one clear line."""
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} is missing or damaged ({error})") from error
     if not isinstance(content, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config import parse_json
 from ..errors import UserError, unknown
 from .base import Record
 from .images import EXTENSIONS, read_file
@@ -80,7 +80,7 @@ def open_folder(root: Path, text: str | None = None) -> Folder:
 def open_flat(root: Path) -> Folder:
     """All pictures below a folder, without classes."""
     files, ignored = [], Counter[str]()
-    for file in _walk(root, ()):
+    for file in _walk(root, (_place(root),)):
         extension = os.path.splitext(file)[1].lower()
         if extension[1:] in EXTENSIONS:
             files.append(file)
@@ -96,12 +96,16 @@ def _walk(root: Path | str, above: tuple[tuple[int, int], ...], prefix: str = ""
     """Files below, sorted at each level, hidden ones left out. Links are followed, though never in a circle."""
     for entry in _entries(root):
         if entry.is_dir():
-            status = entry.stat()
-            place = (status.st_dev, status.st_ino)
-            if place not in above:
+            if (place := _place(entry)) not in above:
                 yield from _walk(entry.path, (*above, place), f"{prefix}{entry.name}/")
         elif entry.is_file() or entry.is_symlink():  # a dead link is a picture that cannot be read, not one less
             yield prefix + entry.name
+
+
+def _place(folder: Path | os.DirEntry[str]) -> tuple[int, int]:
+    """By which a folder is known under any name."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
@@ -141,9 +145,9 @@ def _described(root: Path, text: str | None) -> Folder:
 
 def _row(root: Path, line: str, place: str, text: str | None) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place} is not JSON ({error.msg})") from error
+        row = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{place} is not JSON ({getattr(error, 'msg', error)})") from error
     if not isinstance(row, dict) or not isinstance(file := row.get("file_name"), str):
         raise UserError(f'{place} must be an object with "file_name"; got {line.strip()[:60]!r}')
     inside = PurePosixPath(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config import parse_json
 from ..errors import UserError, did_you_mean
 from .base import Dataset, Record, Source
 from .decoded import Decoded
@@ -82,7 +82,7 @@ def is_prepared(folder: Path) -> bool:
     """Whether `ditwright prepare` made it, or began to: then `Shards` says what is missing."""
     for file in (SETTINGS, INDEX):
         try:
-            told = json.loads((folder / file).read_text())
+            told = parse_json((folder / file).read_bytes())
         except (OSError, ValueError):
             continue
         if isinstance(told, dict) and str(told.get("format", "")).startswith("ditwright-latents"):

@@ -8,7 +8,6 @@ pictures are then read in place, in any order. Nothing is unpacked. N samples.
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 import tarfile
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from ..config import parse_json
 from ..errors import UserError, unknown
 from .base import Record
 from .images import EXTENSIONS, Unreadable
@@ -174,9 +174,9 @@ def _told(
     label, caption, found = None, None, {}
     if "json" in parts:
         try:
-            found = json.loads(read(parts["json"]))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place} has a .json that is not JSON ({error.msg})") from error
+            found = parse_json(read(parts["json"]))
+        except ValueError as error:
+            raise UserError(f"{place} has a .json that is not JSON ({error})") from error
         if not isinstance(found, dict):
             raise UserError(f"{place} has a .json that is not an object")
         label = found.get("label")
@@ -185,7 +185,9 @@ def _told(
             raise UserError(f"{place}: a caption is text; got {caption!r}")
     if "cls" in parts:
         word = read(parts["cls"])
-        label = int(word) if re.fullmatch(r"-?\d+", word) else word
+        label = int(word) if re.fullmatch(r"-?\d{1,18}", word) else word
+        if label is word and re.fullmatch(r"-?\d+", word):
+            raise UserError(f"{place} has a .cls that is no class: a number of {len(word)} digits")
     others = parts.keys() - {*EXTENSIONS, "json", "cls"}
     if (own := "txt" if text is None else text) in others:
         caption = read(parts[own])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..config import parse_json
 from ..data.images import Unreadable, open_rgb, read_file
 from ..data.prompts import SOURCE, beside, captions_of, lines, prompts_from
 from ..data.sources import SOURCES, open_dataset
@@ -61,11 +61,21 @@ def _drawn(paths: list[Path], name: str) -> tuple[Images, tuple[str, ...], str]:
             images.append(np.asarray(open_rgb(read_file(path))))
         except Unreadable as error:
             raise UserError(f"{str(path)!r} {error}") from error
-        with Image.open(path) as opened:
-            told = json.loads(opened.info.get("parameters", "{}"))
-        if not isinstance(told.get("prompt"), str):
+        if (prompt := _prompt_in(path)) is None:
             raise UserError(f"{str(path)!r} does not say its prompt; ditwright sample --prompt draws pictures that do")
-        prompts.append(told["prompt"])
+        prompts.append(prompt)
     if len({image.shape for image in images}) > 1:
         raise UserError(f"{name!r} holds pictures of several sizes; give a folder of one call of ditwright sample")
     return images_from(np.stack(images)), tuple(prompts), name
+
+
+def _prompt_in(path: Path) -> str | None:
+    """What a picture says that it was drawn from; None where it does not, or as another program has it."""
+    with Image.open(path) as opened:
+        told = opened.info.get("parameters")
+    try:
+        settings = parse_json(told) if isinstance(told, str) else None
+    except ValueError:
+        return None
+    prompt = settings.get("prompt") if isinstance(settings, dict) else None
+    return prompt if isinstance(prompt, str) else None

@@ -5,7 +5,6 @@ N pictures, B batch, H height, W width, C channels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from ..codec.base import codec_from
 from ..codec.config import CodecConfig
-from ..config import from_dict
+from ..config import from_dict, parse_json
 from ..data.base import Dataset, Group, spread
 from ..data.sources import open_dataset
 from ..errors import UserError
@@ -131,7 +130,7 @@ def _without_colour(images: np.ndarray) -> np.ndarray:
 def _settings_beside(path: Path, count: int) -> dict[str, Any]:
     """What `pipeline/fid.py` writes beside a set; nothing where another program made it."""
     try:
-        told = json.loads(path.with_suffix(".json").read_text())
+        told = parse_json(path.with_suffix(".json").read_bytes())
     except (OSError, ValueError):
         return {}
     ours = isinstance(told, dict) and told.get("num_samples") == count and "sampler" in told

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import parse_json
 from ..errors import UserError
 from ..files import whole_file
 from ..model.weights import load_strictly, read_safetensors, write_safetensors
@@ -153,10 +154,10 @@ def load_judge(path: str | Path, device: torch.device | str = "cpu") -> Judge:
     if told.get("format") != FORMAT:
         raise UserError(f"{str(path)!r} is no judge: its format is {told.get('format')!r}, expected {FORMAT!r}")
     try:
-        plain = json.loads(told["facts"])
+        plain = parse_json(told["facts"])
         facts = Facts(**plain | {name: tuple(plain[name]) for name in ("size", "classes")})
         net = _initial(facts.channels, facts.size, len(facts.classes), facts.seed)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"{str(path)!r} has damaged facts ({error})") from error
     load_strictly(net, state)
     return Judge(net, facts, device)

@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import differences, to_dict
+from ..config import differences, parse_json, to_dict
 from ..data.prompts import SOURCE, Prompts, beside, write_lines
 from ..diffusion.config import SampleConfig
 from ..errors import UserError
@@ -133,8 +134,9 @@ def draw_set(
     order.output.mkdir(parents=True, exist_ok=True)
     settings = order.settings()
     with locked(order.output):
-        if settle(order, settings):
-            return None if rank else order.npz
+        done = settle(order, settings)
+    if done:
+        return None if rank else sound(order.npz)
     progress(there(order))
     for number, chunk in enumerate(order.chunks):
         if number % world == rank and not is_whole(order.part(number), len(chunk)):
@@ -155,7 +157,7 @@ def settle(order: Order, settings: dict[str, Any]) -> bool:
     noted = order.parts / "settings.json"
     if order.npz.exists():
         agree(order.npz.with_suffix(".json"), settings)
-        if noted.exists() and json.loads(noted.read_text()) == settings:
+        if noted.exists() and noted_in(noted) == settings:
             discard(order.parts)  # which a kill left
         return True
     if noted.exists() or (order.parts.exists() and any(order.parts.iterdir())):
@@ -169,10 +171,8 @@ def settle(order: Order, settings: dict[str, Any]) -> bool:
 
 def agree(path: Path, settings: dict[str, Any]) -> None:
     """UserError, naming the first difference, where a set was begun with other settings. It may have moved."""
-    try:
-        begun = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} is missing or damaged ({error}); choose another --output") from error
+    if isinstance(begun := noted_in(path), str):
+        raise UserError(f"{str(path)!r} is missing or damaged ({begun}); choose another --output")
     known = settings["codec"]["fingerprint"]  # by which weights are the same wherever they lie, as the network's are
     may_move = ("checkpoint", "captions", "text_encoder", *(("codec.source", "codec.revision") if known else ()))
     usual = to_dict(SampleConfig())  # settings that older sets do not tell of
@@ -182,6 +182,15 @@ def agree(path: Path, settings: dict[str, Any]) -> None:
                 f"{str(path.parent)!r} holds samples of other settings: {key} is {old} there and {new} now; "
                 "choose another --output, or those settings"
             )
+
+
+def noted_in(path: Path) -> dict[str, Any] | str:
+    """The settings in a file; or why there are none."""
+    try:
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        return str(error)
+    return found if isinstance(found, dict) else "it holds no settings"
 
 
 def there(order: Order) -> int:
@@ -232,6 +241,18 @@ def assemble(order: Order, settings: dict[str, Any]) -> None:
         for number in range(len(order.chunks)):
             file.write(opened(order.part(number)).tobytes())
     discard(order.parts)
+
+
+def sound(npz: Path) -> Path:
+    """A set that is there, read to its end. UserError where it is not as it was written, by its own checksums."""
+    try:
+        with zipfile.ZipFile(npz) as archive:
+            damaged = archive.testzip()
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        damaged = str(error)
+    if damaged:
+        raise UserError(f"{str(npz)!r} is damaged ({damaged}); remove it, and the same command draws it again")
+    return npz
 
 
 def discard(parts: Path) -> None:

@@ -18,7 +18,7 @@ from ..convert import read as read_foreign
 from ..diffusion.process import Denoiser, process_from
 from ..errors import UserError
 from ..extras import at_revision
-from ..files import whole_folder
+from ..files import CHECKSUMS, whole_folder
 from ..model.build import empty
 from ..model.weights import State, load_strictly, read_safetensors, write_safetensors
 from ..text.base import TextEncoder
@@ -108,7 +108,7 @@ def resolved(name: str) -> str:
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder that a path means: itself, or the newest one of a run folder."""
-    if (path / CARD).is_file():
+    if (path / CARD).is_file() or os.path.lexists(path / CHECKSUMS):  # without its card it is damaged, as is told then
         return path
     if not path.is_dir():
         raise UserError(f"there is no run or checkpoint folder {str(path)!r}")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..config import from_dict, to_dict
+from ..config import from_dict, parse_json, to_dict
 from ..diffusion.process import Cond
 from ..errors import UserError
 from ..files import whole_file
@@ -240,7 +240,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there are no encoded captions in {str(folder)!r}: {INDEX} is missing")
     try:
-        about = json.loads(path.read_bytes())
+        about = parse_json(path.read_bytes())
         if about["format"] != FORMAT:
             raise UserError(f"{str(path)!r} is of the format {about['format']!r}; this version reads {FORMAT!r}")
         encoder = from_dict(TextConfig, about["encoder"], "encoder")
@@ -249,7 +249,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         sound &= all(isinstance(about[name], int) for name in ("text_width", "pooled_width", "vocab"))
         if not sound or not all(isinstance(c, str) for shard in about["shards"] for c in shard["captions"]):
             raise TypeError("a value is of another type")
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         foreign = isinstance(error, UserError) and str(path) in str(error)
         raise error if foreign else UserError(f"{str(path)!r} is damaged ({error}); delete it and {AGAIN}") from None
     return about | {"encoder": encoder}
@@ -261,9 +261,10 @@ def _header(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()[ABOUT])
+            about = parse_json(file.metadata()[ABOUT])
     except (OSError, SafetensorError, LookupError, TypeError, ValueError):
         return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _slices(path: Path) -> dict[str, Any]:
