@@ -4,7 +4,7 @@
     python bench/speed.py --cpu --output docs/bench   on a CPU, in about twenty minutes with nothing else running
 
 Contests come in the order in which they matter; what the time does not reach is "not measured: time". A peer that is
-compiled as a whole takes minutes at XL/2, so that is done last.
+compiled as a whole takes minutes at XL/2: there peers are compiled block by block, as ours, and as a whole at S/2.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from ditwright.bench.measure import Time, measure
 from ditwright.bench.plan import Plan
 from ditwright.bench.report import Report
 from ditwright.bench.subject import Subject
+from ditwright.files import whole_file
 from ditwright.model.config import DiTConfig, Stage
 from ditwright.model.presets import PRESETS
 
@@ -37,26 +38,34 @@ def fast(peer: str, variant: Variant) -> bool:
     return (variant.products == "bf16" and ours_compiled(peer, variant)) or (peer, variant) == ("plain", Variant())
 
 
+def compiled(peer: str, variant: Variant) -> bool:
+    """All in bf16, by autocast, and compiled."""
+    return variant.compiled and variant.precision in ("bf16", "autocast")
+
+
 def fast_and_compiled(peer: str, variant: Variant) -> bool:
-    """Ours and the whole of the plain one, compiled."""
-    return variant.products == "bf16" and variant.compiled and variant.precision != "weights" and peer != "diffusers"
+    """Both."""
+    return fast(peer, variant) or compiled(peer, variant)
 
 
 def plans() -> list[Plan]:
     """On a GPU."""
+    from ditwright.cli.bench import commands
+
     one = {name: {name: Subject(PRESETS[name], SPACE)} for name in ("DiT-S/2", "DiT-B/2", "DiT-XL/2")}
     short = {"rounds": 5, "seconds": 0.2}
     xl = one["DiT-XL/2"]
     return [
+        Plan(xl, ("step",), compiled=True, blocks=True, batch_size=32, only=fast_and_compiled, **short),
         Plan(one["DiT-S/2"], ("forward", "step"), compiled=True, batch_size=64, only=ours_compiled, **short),
         Plan(xl, ("forward",), compiled=True, batch_size=32, only=ours_compiled, **short),
-        Plan(xl, ("step",), compiled=True, batch_size=32, only=fast, **short),
         # 10 of 250 steps: each costs the same, and all of them would take minutes in every round
         Plan(xl, ("sampling",), compiled=True, batch_size=32, steps=250, first=10, only=fast, rounds=3, seconds=0.01),
         Plan(one["DiT-B/2"], ("forward", "step"), compiled=True, batch_size=64, only=ours_compiled, **short),
-        Plan(one["DiT-S/2"], ("forward", "step"), compiled=True, batch_size=64, only=fast_and_compiled, **short),
-        Plan(xl, ("forward",), compiled=True, batch_size=32, only=fast_and_compiled, **short),
+        Plan(xl, ("forward",), compiled=True, blocks=True, batch_size=32, only=compiled, **short),
         Plan(one["DiT-S/2"], ("tokens", "batch"), only=fast, **short),
+        Plan(one["DiT-S/2"], ("forward", "step"), compiled=True, batch_size=64, only=compiled, **short),
+        Plan(one["DiT-S/2"], ("decode", "loader", "startup"), batch_size=8, commands=commands(), rounds=3, seconds=0.1),
     ]
 
 
@@ -94,12 +103,17 @@ def cpu_plans() -> list[Plan]:
 
 
 def smoke() -> list[Plan]:
-    """The same cases with a tiny network."""
+    """The same cases with a tiny network, and few commands."""
+    from ditwright.cli.bench import commands
+
     tiny, short = {"tiny": Subject(TINY, (8, 8))}, {"batch_size": 2, "rounds": 3, "seconds": 1e-6}
+    few = dict(list(commands().items())[:2])
     return [
+        Plan(tiny, ("step",), compiled=True, blocks=True, only=compiled, **short),
         Plan(tiny, ("forward", "step"), only=ours_compiled, **short),
         Plan(tiny, ("sampling",), steps=250, first=4, only=fast, **short),
         Plan(tiny, ("tokens", "batch"), sizes=(1, 4), only=fast, **short),
+        Plan(tiny, ("decode", "loader", "startup"), precisions=("fp32",), commands=few, **{**short, "batch_size": 1}),
     ]
 
 
@@ -118,16 +132,21 @@ def main() -> int:
     def keep(report: Report) -> None:
         """All that there is: a run that is cut short has not been for nothing."""
         name = "cpu" if args.cpu else "gpu"
-        (args.output / f"{name}.json").write_text(json.dumps(report.as_dict(), indent=1) + "\n")
-        (args.output / f"{name}.md").write_text(report.as_markdown())
+        for ending, text in (("json", json.dumps(report.as_dict(), indent=1) + "\n"), ("md", report.as_markdown())):
+            with whole_file(args.output / f"{name}.{ending}") as half:
+                half.write_text(text)
 
-    report = measure(
-        smoke() if args.cpu_smoke else cpu_plans() if args.cpu else plans(),
-        torch.device("cpu" if on_cpu else "cuda"),
-        tell=lambda what: print(what, file=sys.stderr, flush=True),
-        allowed=None if args.cpu else Time.allowed(ALLOWED),
-        keep=keep,
-    )
+    try:
+        report = measure(
+            smoke() if args.cpu_smoke else cpu_plans() if args.cpu else plans(),
+            torch.device("cpu" if on_cpu else "cuda"),
+            tell=lambda what: print(what, file=sys.stderr, flush=True),
+            allowed=None if args.cpu else Time.allowed(ALLOWED),
+            keep=keep,
+        )
+    except KeyboardInterrupt:  # gpu.sh does it too, after 9 minutes
+        print(f"bench/speed.py: interrupted; contests that were over are in {args.output}", file=sys.stderr)
+        return 130
     print(report.as_markdown(), end="")
     return 0
 

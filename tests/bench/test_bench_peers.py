@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from ditwright import extras
+from ditwright.accel import compiling
 from ditwright.bench import ceilings, contest, loader, measure, peers
 from ditwright.bench import decode as decoding
 from ditwright.bench.contest import Contest, Entry, Turn, Variant, hold
@@ -181,7 +184,42 @@ def test_the_variants_of_a_peer():
     ways = {peer: [str(way) for way in variants(peer, ("fp32", "bf16"), compiled=False)] for peer in PEERS}
     assert ways[OURS] == ["fp32", "bf16"]
     assert ways[PLAIN] == ways[THEIRS] == ["fp32", "bf16 autocast", "bf16 weights"]
-    assert list(map(str, variants(OURS, ("bf16",), compiled=True))) == ["bf16", "bf16, compiled"]
+    assert list(map(str, variants(OURS, ("bf16",), compiled=True, blocks=True))) == ["bf16", "bf16, compiled"]
+    both = list(map(str, variants(THEIRS, ("bf16",), compiled=True, blocks=True, training=True)))
+    assert both == ["bf16 autocast", "bf16 autocast, compiled by blocks"]
+    assert str(variants(PLAIN, ("fp32",), compiled=True)[1]) == "fp32, compiled"
+
+
+@pytest.mark.parametrize("peer", [PLAIN, THEIRS])
+def test_a_peer_that_is_compiled_by_blocks_shares_its_weights_and_leaves_it_eager(peer, monkeypatch):
+    """All its blocks are a graph or two, however many they are: seconds at XL/2 too."""
+    if peer == THEIRS:
+        pytest.importorskip("diffusers")
+    monkeypatch.setattr(compiling, "can_compile", lambda: True)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    monkeypatch.setattr(peers, "compile_blocks", lambda blocks, backend: compiling.compile_blocks(blocks, counter))
+    deep = replace(TINY, config=replace(TINY.config, stages=(Stage(6),)))
+    net = Networks(deep, CPU).of(peer)
+    made = peers.compiled(net, Variant("fp32", True, True))
+    assert [id(p) for p in made.parameters()] == [id(p) for p in net.parameters()]
+    assert made._compiled_call_impl is None
+    x, t, y = torch.ones(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 10])
+    with torch.no_grad():
+        told = CALLS[peer](net, x, t, y)
+        assert counter.frame_count == 0
+        torch.testing.assert_close(CALLS[peer](made, x, t, y), told)
+    assert counter.frame_count in (1, 2)
+
+
+@pytest.mark.parametrize("case", ["forward", "step", "sampling"])
+def test_peers_are_compiled_as_the_plan_says(case):
+    for blocks in (False, True):
+        asked = plan(compiled=True, blocks=blocks, precisions=("bf16",))
+        there = [(entry.peer, entry.variant) for entry in measure.OF_NETWORKS[case](asked, "tiny", CPU).entries]
+        assert (PLAIN, Variant("autocast", True, blocks)) in there
+        assert (OURS, Variant("bf16", True)) in there
+        assert (PLAIN, Variant("autocast", True, not blocks)) not in there
 
 
 @pytest.mark.parametrize("peer", PEERS)

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditwright.bench import ceilings, rounds
 from ditwright.bench.ceilings import Ceilings, copy_rate
 from ditwright.bench.rounds import in_turns, ratio, seconds_of
+from ditwright.train.precision import peak_flops
 
 CPU = torch.device("cpu")
 
@@ -30,6 +32,20 @@ def test_the_order_is_turned_round_every_other_round():
 
 def test_no_round_begins_late_but_there_is_a_spread():
     assert {len(each) for each in turns(9, late=lambda: True)[1].values()} == {rounds.FEW}
+
+
+def test_who_falls_out_has_no_further_turn():
+    """The others go on, in their order."""
+    fallen: list[str] = []
+
+    def falls(key, turn):
+        turn()
+        fallen.append(key)
+        return key == "b" and fallen.count("b") == 2
+
+    _, times, order = turns(4, falls=falls)
+    assert "".join(order) == "abccbaacca"
+    assert {name: len(each) for name, each in times.items()} == {"a": 4, "c": 4}
 
 
 def test_every_turn_is_told():
@@ -74,6 +90,23 @@ def test_a_ratio_is_of_times_beside_each_other():
     """A busy moment that slows both in a round changes nothing."""
     found = ratio([2, 20, 2], [1, 10, 1])
     assert (found.median, found.low, found.high) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_ceiling_is_of_numbers_drawn_where_they_are_multiplied(precision):
+    """In the format of the product: a GPU does not wait for the CPU to draw them."""
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            done.append((func._overloadpacket.__name__, args[0].dtype if isinstance(args[0], torch.Tensor) else None))
+            return func(*args, **(kwargs or {}))
+
+    done: list[tuple] = []
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    with Seen():
+        assert peak_flops(precision, CPU) > 1e6
+    assert done[:4] == [("empty", None), ("normal_", dtype)] * 2
+    assert done[4:] == [("mm", dtype)] * 6
 
 
 def test_the_best_ceiling_counts(monkeypatch):

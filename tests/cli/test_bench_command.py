@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 
 import pytest
@@ -131,6 +132,56 @@ def test_bad_input_is_one_line(words, said, refused, tmp_path, monkeypatch):
     line = refused("bench", *words.split())
     assert [part for part in said if part not in line] == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--json x.json --markdown ./x.json", ["--json and --markdown", "a file each", "x.json"]),
+        (f"--json {'x' * 250}", ["--json", "can be written", "File name too long"]),
+        ("--markdown fifo", ["--markdown takes a file", "'fifo'"]),
+        ("--markdown .", ["--markdown takes a file", "'.'"]),
+        ("--text-tokens -5", ["--text-tokens is at least 0", "-5"]),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_measured(words, said, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "measure", lambda *asked, **how: pytest.fail("it was measured"))
+    os.mkfifo("fifo")
+    line = refused("bench", "small", *words.split())
+    assert [part for part in said if part not in line] == []
+    assert os.listdir() == ["fifo"]
+
+
+def test_files_that_are_there_stay_until_all_is_measured(command, tmp_path, monkeypatch):
+    (tmp_path / "bench.md").write_text("before")
+
+    def measured(*asked, **how):
+        assert (tmp_path / "bench.md").read_text() == "before"
+        assert os.listdir(tmp_path) == ["bench.md"]
+        return empty()
+
+    monkeypatch.setattr(measure, "measure", measured)
+    code, out, _ = command("bench", "small", "--markdown", tmp_path / "bench.md")
+    assert (code, (tmp_path / "bench.md").read_text()) == (0, out)
+
+
+def test_an_interrupt_leaves_what_was_measured(command, tmp_path, monkeypatch):
+    def pressed(*asked):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(measure.OF_NETWORKS, "step", pressed)
+    files = ("--json", tmp_path / "bench.json", "--markdown", tmp_path / "bench.md")
+    asked = (*WORDS, "--peers", "ditwright", "--precision", "fp32", *files)
+    code, out, err = command("bench", "small", *asked)
+    assert (code, err) == (130, "ditwright: interrupted\n")
+    assert "## Forward pass: small" in out
+    assert "## Training step" not in out
+    assert (tmp_path / "bench.md").read_text() == out
+    (case,) = json.loads((tmp_path / "bench.json").read_text())["cases"]
+    assert len(case["rows"][0]["rounds"]) == 3
+    code, out, err = command("bench", "small", "--cases", "step", *asked)
+    assert (code, out, err) == (130, "", "ditwright: interrupted\n")
 
 
 def test_what_does_not_fit_into_memory_is_a_row(command, monkeypatch):

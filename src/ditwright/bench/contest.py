@@ -33,6 +33,7 @@ class Variant:
 
     precision: Literal["fp32", "bf16", "autocast", "weights"] = "fp32"
     compiled: bool = False
+    blocks: bool = False  # compiled block by block, where that is not the only way
 
     @property
     def products(self) -> str:
@@ -41,7 +42,7 @@ class Variant:
 
     def __str__(self) -> str:
         precision = f"bf16 {self.precision}" if self.precision in ("autocast", "weights") else self.precision
-        return precision + ", compiled" * self.compiled
+        return precision + ", compiled" * self.compiled + " by blocks" * (self.compiled and self.blocks)
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,12 @@ def hold(
     def heard(turn: str) -> None:
         tell(f"{where}, {turn}")
 
-    times = in_turns(works, device, rounds=contest.rounds, seconds=contest.seconds, tell=heard, late=late)
+    def falls(number: int, turn: Work) -> bool:
+        if why := failure(turn):
+            rows[number] = replace(rows[number], why=why)
+        return bool(why)
+
+    times = in_turns(works, device, rounds=contest.rounds, seconds=contest.seconds, tell=heard, late=late, falls=falls)
     for number, each in times.items():
         rows[number] = replace(rows[number], times=tuple(each))
     return over(contest, rows.values())
@@ -169,14 +175,14 @@ def failure(work: Callable[[], object]) -> str:
     try:
         work()
         return ""
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         why = "does not fit into memory beside the others; take a smaller batch or fewer peers"
     except UserError as error:
         why = str(error)
     except ModuleNotFoundError as error:
         why = f"the package {error.name!r} is not installed"
-    except (RuntimeError, ValueError, ImportError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-        why = f"{type(error).__name__}: {first_line(error)}"  # of torch's compiler, its kernels, another package
+    except Exception as error:  # of torch's compiler, its kernels, another version of a package: all become the row
+        why = f"{type(error).__name__}: {first_line(error)}"
     gc.collect()  # the frames of the error held its tensors
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

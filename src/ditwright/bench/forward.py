@@ -109,7 +109,7 @@ def entries_of(
         return Turn(theirs, lambda: {"output": theirs()})
 
     for peer in plan.peers:
-        for variant in variants(peer, plan.precisions, compiled=plan.compiled):
+        for variant in variants(peer, plan.precisions, compiled=plan.compiled, blocks=plan.blocks):
             if plan.wants(peer, variant):
                 yield Entry(
                     peer,

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..accel.compiling import can_compile
+from ..accel.compiling import can_compile, compile_blocks
+from ..accel.swap import sharing
 from ..convert import diffusers as their_layout
 from ..convert.rules import Layout, write
 from ..diffusion.process import Denoiser
@@ -43,10 +44,16 @@ BF16 = {  # how a peer computes in it: to sample, and to train
 }
 
 
-def variants(peer: str, precisions: Sequence[str], *, compiled: bool, training: bool = False) -> list[Variant]:
-    """The ways in which a peer computes in some of fp32 and bf16; `compiled`: each of them compiled too."""
+def variants(
+    peer: str, precisions: Sequence[str], *, compiled: bool, blocks: bool = False, training: bool = False
+) -> list[Variant]:
+    """The ways in which a peer computes in some of fp32 and bf16; `compiled`: each of them compiled too.
+
+    `blocks`: as Plan has it; ours are compiled in no other way.
+    """
     ways = [way for p in precisions for way in ((p,) if p == "fp32" else BF16[peer][training])]
-    return [Variant(way, both) for way in ways for both in ((False, True) if compiled else (False,))]
+    both = [False, True] if compiled else [False]
+    return [Variant(way, made, made and blocks and peer != OURS) for way in ways for made in both]
 
 
 class Networks:
@@ -143,8 +150,16 @@ def products(variant: Variant, device: torch.device) -> Callable[[], AbstractCon
 
 
 def compiled(net: nn.Module, variant: Variant) -> Any:
-    """The whole of it by torch.compile, as scripts do, where the variant says so."""
-    return torch.compile(net) if variant.compiled else net
+    """By torch.compile as it comes, where the variant says so: the whole of it, or, in a copy, block by block.
+
+    The second is what diffusers calls regional compilation; its DiT does not say which its blocks are, so that its own
+    `compile_repeated_blocks` refuses it.
+    """
+    if not (variant.compiled and variant.blocks):
+        return torch.compile(net) if variant.compiled else net
+    made = sharing(net)
+    compile_blocks(getattr(made, "transformer_blocks", None) or made.blocks, "inductor")
+    return made
 
 
 def asked(peer: str, net: nn.Module, variant: Variant, device: torch.device) -> Callable[..., Tensor]:

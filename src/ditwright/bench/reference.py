@@ -18,6 +18,31 @@ FREQUENCIES = 256  # sines and cosines of the time
 PERIOD = 10_000.0
 
 
+class Block(nn.Module):
+    """Attention and an MLP behind modulated norms, each with its gate (Peebles & Xie, Sec. 3.2)."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        width, hidden = config.width, round(config.width * config.mlp_ratio)
+        self.heads = config.heads
+        self.mod = nn.Linear(width, 6 * width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, L, D), c (B, D) -> (B, L, D)"""
+        shift, scale, gate, shift2, scale2, gate2 = self.mod(c)[:, None].chunk(6, -1)  # (B, 1, D) each
+        h = self.norm(x) * (1 + scale) + shift
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, L, d) each
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, L, D)
+        x = x + gate * self.out(h)
+        h = self.norm(x) * (1 + scale2) + shift2
+        return x + gate2 * self.down(F.gelu(self.up(h), approximate="tanh"))
+
+
 class PlainDiT(nn.Module):
     """Patches with sin-cos positions, blocks with adaLN-Zero, a linear head (Peebles & Xie, Sec. 3.2). Eager, fp32."""
 
@@ -26,24 +51,13 @@ class PlainDiT(nn.Module):
     def __init__(self, config: DiTConfig, grid: tuple[int, int]):
         """`grid`: patches along height and width of its inputs."""
         super().__init__()
-        width, hidden = config.width, round(config.width * config.mlp_ratio)
-        self.heads, self.patch, self.grid, self.out = config.heads, config.patch, grid, config.out_channels
+        width = config.width
+        self.patch, self.grid, self.out = config.patch, grid, config.out_channels
         self.embed = nn.Conv2d(config.channels, width, config.patch, config.patch)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(config.num_classes + 1, width)
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "mod": nn.Linear(width, 6 * width),
-                    "qkv": nn.Linear(width, 3 * width),
-                    "out": nn.Linear(width, width),
-                    "up": nn.Linear(width, hidden),
-                    "down": nn.Linear(hidden, width),
-                }
-            )
-            for _ in range(config.depth)
-        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.last_mod = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, math.prod(config.patch) * config.out_channels)
         self.register_buffer("table", self._table(*grid, width), persistent=False)
@@ -65,13 +79,7 @@ class PlainDiT(nn.Module):
         c = F.silu(self.time(features) + self.label(y))  # (B, D)
         x = self.embed(x).flatten(2).transpose(1, 2) + self.table  # (B, L, D)
         for block in self.blocks:
-            shift, scale, gate, shift2, scale2, gate2 = block["mod"](c)[:, None].chunk(6, -1)  # (B, 1, D) each
-            h = self.norm(x) * (1 + scale) + shift
-            q, k, v = block["qkv"](h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, L, d) each
-            h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, L, D)
-            x = x + gate * block["out"](h)
-            h = self.norm(x) * (1 + scale2) + shift2
-            x = x + gate2 * block["down"](F.gelu(block["up"](h), approximate="tanh"))
+            x = block(x, c)
         shift, scale = self.last_mod(c)[:, None].chunk(2, -1)
         x = self.head(self.norm(x) * (1 + scale) + shift)  # (B, L, p * p * C_out)
         x = x.unflatten(1, self.grid).unflatten(-1, (*self.patch, self.out)).permute(0, 5, 1, 3, 2, 4)

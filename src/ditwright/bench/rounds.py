@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -60,18 +61,25 @@ def in_turns(
     seconds: float,
     tell: Callable[[str], object] = str,
     late: Callable[[], bool] = lambda: False,
+    falls: Callable[[Key, Work], object] = lambda key, turn: turn(),
 ) -> dict[Key, list[float]]:
     """Seconds of a call in each round: everything has a turn in each, of `seconds` at least, in the opposite order of
     the round before.
 
-    `late`: asked after FEW rounds and more; where it is so there are no further ones.
+    `late`: asked after FEW rounds and more; where it is so there are no further ones. `falls`: does a turn, and tells
+    whether that contestant falls out: it has no further turns, and is not in what is found.
     """
+
+    def turn(key: Key) -> None:
+        found[key].append(seconds_of(works[key], device, seconds))
+
     found: dict[Key, list[float]] = {key: [] for key in works}
     for number in range(rounds):
         if number >= FEW and late():
             break
-        for key in list(works)[:: -1 if number % 2 else 1]:
-            found[key].append(seconds_of(works[key], device, seconds))
+        for key in list(found)[:: -1 if number % 2 else 1]:
+            if falls(key, partial(turn, key)):
+                del found[key]
             tell(f"round {number + 1} of {rounds}")
     return found
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
+from multiprocessing import resource_tracker
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -42,9 +44,13 @@ def alone(name: str, command: Callable[[], object]) -> None:
     """Run a command in a process of its own. UserError where it fails."""
     target, args = (int, ()) if command is int else (quietly, (command,))  # of nothing, ours neither
     process = multiprocessing.get_context("spawn").Process(target=target, args=args)
-    with no_main():
+    with no_main(), no_interrupts():
         process.start()
-    process.join()
+    try:
+        process.join()
+    finally:
+        process.terminate()  # where Ctrl-C ended the wait; otherwise it is over
+        process.join()
     code = process.exitcode
     process.close()
     if code:
@@ -56,6 +62,17 @@ def quietly(command: Callable[[], object]) -> None:
     with redirect_stdout(io.StringIO()):
         done = command()
     sys.exit(done if isinstance(done, int) else 0)
+
+
+@contextmanager
+def no_interrupts() -> Iterator[None]:
+    """A new process does not hear Ctrl-C, of which it would print a traceback; this one hears it afterwards."""
+    resource_tracker.ensure_running()  # which undoes the mask where it is what begins it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

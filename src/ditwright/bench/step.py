@@ -66,7 +66,7 @@ def step(plan: Plan, name: str, device: torch.device) -> Contest:
             flops=plan.batch_size * subject.step_flops(),
         )
         for peer in plan.peers
-        for variant in variants(peer, plan.precisions, compiled=plan.compiled, training=True)
+        for variant in variants(peer, plan.precisions, compiled=plan.compiled, blocks=plan.blocks, training=True)
         if plan.wants(peer, variant)
     ]
     settings = {"batch_size": plan.batch_size, "input": list(subject.space)}

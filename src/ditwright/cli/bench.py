@@ -6,9 +6,10 @@ import importlib
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, lookup
@@ -33,25 +34,51 @@ def run(words: list[str]) -> int:
     names = tuple(dict.fromkeys(args.preset)) or (DEFAULT,)
     configs = {name: lookup("preset", name, NETWORKS) for name in names}
     spaces = {name: sizes(name, args.image_size)[1] for name in names}
-    for option in WRITTEN:
-        path = getattr(args, option)
-        if path and (path.is_dir() or not path.parent.is_dir()):
-            raise UserError(f"--{option} takes a file in a folder that is there; got {str(path)!r}")
+    if args.text_tokens < 0:
+        raise UserError(f"--text-tokens is at least 0; got {args.text_tokens}")
+    files = {option: path for option in WRITTEN if (path := getattr(args, option))}
+    check_files(files)
 
     import torch
 
-    from ..files import whole_file
     from ..pipeline import best_device
 
     device = best_device() if args.device == "auto" else torch.device(args.device)
-    report = measured(plan_of(args, configs, spaces, device.type), device)
-    made = {"json": lambda: json.dumps(report.as_dict(), indent=1) + "\n", "markdown": report.as_markdown}
-    for option in WRITTEN:
-        if path := getattr(args, option):
-            with whole_file(path) as half:
-                half.write_text(made[option]())
-    print(report.as_markdown(), end="")
+    kept: list[Report] = []
+    try:
+        kept.append(measured(plan_of(args, configs, spaces, device.type), device, kept.append))
+    finally:  # Ctrl-C too leaves what was measured before it
+        if kept:
+            tell(kept[-1], files)
     return 0
+
+
+def check_files(files: Mapping[str, Path]) -> None:
+    """UserError, before anything is measured, for those that could not be written afterwards."""
+    for option, path in files.items():
+        if not path.parent.is_dir() or (path.exists() and not path.is_file()):
+            raise UserError(f"--{option} takes a file in a folder that is there; got {str(path)!r}")
+        try:
+            with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+                ...
+        except OSError as error:
+            raise UserError(
+                f"--{option} takes a file that can be written; got {str(path)!r}: {error.strerror}"
+            ) from error
+    if len({path.resolve() for path in files.values()}) < len(files):
+        raise UserError(f"--json and --markdown take a file each; got {str(files['json'])!r} for both")
+
+
+def tell(report: Report, files: Mapping[str, Path]) -> None:
+    """Write it and print it."""
+    from ..files import whole_file
+
+    page = report.as_markdown()
+    texts = {"json": json.dumps(report.as_dict(), indent=1) + "\n", "markdown": page}
+    for option, path in files.items():
+        with whole_file(path) as half:
+            half.write_text(texts[option])
+    print(page, end="")
 
 
 def parser() -> Parser:
@@ -118,8 +145,8 @@ def hears_text(config: NetConfig) -> bool:
     return isinstance(config, DiTConfig) and config.text_width > 0
 
 
-def measured(plan: Plan, device: Any) -> Report:
-    """The measurement, with a bar where a person looks on."""
+def measured(plan: Plan, device: Any, keep: Callable[[Report], object]) -> Report:
+    """The measurement, with a bar where a person looks on. `keep`: as measure has it."""
     from tqdm import tqdm
 
     from ..bench.measure import measure
@@ -130,4 +157,4 @@ def measured(plan: Plan, device: Any) -> Report:
         def tell(what: str) -> None:
             bar.set_postfix_str(what)
 
-        return measure([plan], device, tell=tell)
+        return measure([plan], device, tell=tell, keep=keep)

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
-import numpy as np
 import torch
 
 from ..errors import UserError
-from ..rng import generator
 
 
 def resolve(precision: str, device: torch.device) -> str:
@@ -47,8 +45,8 @@ def peak_flops(precision: str, device: torch.device) -> float:
     """The FLOP/s that a device reaches in large matrix products of a precision, measured on random numbers."""
     size = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    draws = generator(0, 0, "peak")  # random: powers of zeros and ones are lower than those of real work
-    a, b = (torch.from_numpy(draws.standard_normal((size, size), np.float32)).to(device, dtype) for _ in range(2))
+    draws = torch.Generator(device).manual_seed(0)  # random: powers of zeros and ones are lower than those of real work
+    a, b = (torch.empty(size, size, dtype=dtype, device=device).normal_(generator=draws) for _ in range(2))
     best = float("inf")
     for _ in range(6):
         start = time.perf_counter()
