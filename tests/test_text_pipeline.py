@@ -27,6 +27,7 @@ from ditwright.model.config import DiTConfig, Stage
 from ditwright.pipeline import Pipeline
 from ditwright.pipeline.asks import of_labels, of_texts, told_beside
 from ditwright.run import assemble, batches, train
+from ditwright.text.base import encoder_from
 from ditwright.text.config import TextConfig
 from ditwright.text.cuts import cuts_told_once
 from ditwright.train.config import LogConfig, OptimConfig
@@ -212,6 +213,17 @@ def test_what_cannot_be_asked_is_one_line(pipe, run, tmp_path):
         with pytest.raises(UserError, match=message.replace("(", r"\(")) as refused:
             ask()
         assert "\n" not in str(refused.value)
+
+
+def test_a_call_hears_at_most_512_tokens_or_as_many_as_the_encoder_was_told(pipe):
+    assert pipe.encode_prompt("a", max_sequence_length=512)["prompt_embeds"].shape == (1, 512)
+    with pytest.raises(UserError, match=r"^max_sequence_length is at most 512, or text.length where .*; got 513$"):
+        pipe.encode_prompt("a", max_sequence_length=513)
+    told = replace(pipe.encoder.config, length=600)
+    longer = Pipeline(pipe.denoiser, pipe.card, encoder=encoder_from(told))
+    assert longer.encode_prompt("a", max_sequence_length=600)["prompt_embeds"].shape == (1, 600)
+    with pytest.raises(UserError, match=r"got 601$"):
+        longer.encode_prompt("a", max_sequence_length=601)
 
 
 def test_classes_take_no_negative_prompt():

@@ -137,3 +137,8 @@ def test_what_does_not_fit_is_one_line(refused, checkpoint, real, tiny_run, tmp_
     ):
         assert said in refused(*words)
     assert list(tmp_path.iterdir()) == []
+    lines = (real.parent / "samples.txt").read_text().splitlines()
+    wrong = tmp_path / "captions.txt"
+    wrong.write_text("\n".join([*lines[:2], "a tiny red circle", *lines[3:]]))
+    line = refused("eval", "scenes", real, "--captions", wrong)
+    assert "caption 3 of 25, 'a tiny red circle': unknown size 'tiny'; known: large, small" in line

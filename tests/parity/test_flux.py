@@ -38,6 +38,7 @@ SMALL = {
     "pooled_projection_dim": 10,
     "axes_dims_rope": (4, 6, 6),
 }
+GUESSED = pytest.mark.filterwarnings("ignore:the checkpoint does not tell its axes of rotation")
 SPACE = (4, 10)  # latents: 2 x 5 patches
 
 
@@ -95,6 +96,7 @@ def folder(net, path, scheduler=None):
     return path
 
 
+@GUESSED
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("place", ["folder", "transformer", "published"])
 def test_the_network_computes_what_stock_does(shape, place, tmp_path):
@@ -127,6 +129,7 @@ def test_weights_alone_are_read_as_files_are():
         assert convert.read(state).model == convert.read(net.state_dict()).model
 
 
+@GUESSED
 def test_text_is_heard_by_stock_and_by_us_in_any_order():
     """All of it is at the origin: its order comes from the encoder alone."""
     net = model(SHAPES[1])
@@ -284,12 +287,23 @@ def test_networks_of_another_kind_are_refused(change, message):
         convert.read(model(SHAPES[0] | change).state_dict())
 
 
+def test_a_network_without_parallel_blocks_is_not_taken_for_sd3():
+    net = model({"num_layers": 2, "num_single_layers": 0})
+    for state, kind in ((net.state_dict(), "single_transformer_blocks"), (published(net), "single_blocks")):
+        with pytest.raises(UserError, match=f"FLUX has blocks of two kinds; this checkpoint has no {kind}$"):
+            convert.read(state)
+
+
 def test_heads_are_told_by_the_norms_and_axes_of_another_width_are_guessed_aloud(tmp_path):
     net = model(SHAPES[3])
     bare, told = convert.read(net.state_dict()), convert.read(folder(net, tmp_path))
     assert bare.model == told.model
     assert told.notes == ()
     assert "does not tell its axes of rotation; (4, 14, 14) are taken" in bare.notes[0]
+    with pytest.warns(UserWarning, match=r"does not tell its axes of rotation; \(4, 14, 14\) are taken") as warned:
+        convert.load(net.state_dict())
+    assert [warning.filename for warning in warned] == [__file__]
+    convert.load(tmp_path)  # it is told: another warning would be an error
     with pytest.raises(UserError, match="heads of 32 channels at width 64; heads = 4 is not it"):
         convert.read(net.state_dict(), heads=4)
     path = tmp_path / "transformer/config.json"

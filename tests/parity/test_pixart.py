@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ditwright import convert
+from ditwright.cli.main import main
 from ditwright.convert.source import Source
 from ditwright.diffusion.config import ObjectiveConfig, ProcessConfig, SampleConfig
 from ditwright.diffusion.objective import objective_from
@@ -211,6 +212,17 @@ def test_the_null_caption_is_kept_and_its_loss_is_told(tmp_path):
     (note,) = convert.write(portable, tmp_path / "out.pth", to="pixart")
     assert note.startswith("no null caption is known: the file lacks y_embedder.y_embedding")
     assert equal(torch.load(tmp_path / "out.pth", weights_only=True)["state_dict"], original(net, null=False))
+
+
+def test_a_checkpoint_says_that_it_loses_the_null_caption(tmp_path, capsys):
+    net = model(**SMALL)
+    for name, notes in (("with", 1), ("without", 0)):
+        save_file(original(net, null=name == "with"), tmp_path / f"{name}.safetensors")
+        words = ["--to", "ditwright", "--heads", "2", "--codec", "none"]
+        assert main(["convert", str(tmp_path / f"{name}.safetensors"), str(tmp_path / name), *words]) == 0
+        said = capsys.readouterr().out
+        assert said.count("note: ") == notes, said
+        assert said.count("no place for the null caption (y_embedder.y_embedding): guidance leads away from") == notes
 
 
 def test_it_is_sampled_as_released(tmp_path):

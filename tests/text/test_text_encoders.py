@@ -233,7 +233,7 @@ def test_what_is_not_there_is_refused(folders, tmp_path, sd3_folder):
         encoder_from(TextConfig("t5", "nowhere"))
     with pytest.raises(UserError, match=r"holds no text encoder: config.json is missing"):
         encoder_from(TextConfig("t5", str(tmp_path)))
-    with pytest.raises(UserError, match=r"has no text_encoder/; put clip_l into text.drop"):
+    with pytest.raises(UserError, match=r"has no text_encoder/; to do without put clip_l into text.drop"):
         encoder_from(TextConfig("sd3", str(tmp_path)))
     with pytest.raises(UserError, match="there is no tokenizer"):
         encoder_from(TextConfig("bytes", str(tmp_path)))

@@ -50,7 +50,8 @@ def run(words: list[str]) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pipe = Pipeline.from_pretrained(args.source, family=args.family, heads=args.heads, codec=codec)
-        null = null_of(args.source, args.family, args.heads) if args.to in TEXT else {}
+        pixart = pipe.card.text.kind == "t5"  # whose own files have a null caption
+        null = null_of(args.source, args.family, args.heads) if pixart or args.to in TEXT else {}
         notes = save(pipe, args.output, args.to, with_codec=args.codec != "none", pad=args.pad_classes, null=null)
     for note in [*(str(warning.message) for warning in caught), *notes]:
         print(f"note: {note}")
@@ -78,6 +79,7 @@ def save(
 ) -> list[str]:
     """Write a pipeline as a family's own files; notes, a line each. `null`: conditions that stand for none."""
     from ..convert import Portable, pad_classes, write
+    from ..convert.pixart import NULL
 
     card = pipe.card
     with_codec = with_codec and bool(card.codec.source)
@@ -90,7 +92,8 @@ def save(
     try:
         if to == "ditwright":
             pipe.save_pretrained(output, with_codec=with_codec)
-            return []
+            left = f"a checkpoint has no place for the null caption ({NULL}): guidance leads away from an empty text"
+            return [left] if null else []
         portable = Portable(
             model=card.model,
             process=card.process,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
@@ -48,6 +49,7 @@ def run(words: list[str]) -> int:
     from ..evaluate import captioned, fidelity
 
     images, captions = captioned(args.samples, args.captions, args.size)
+    check(captions)
     with tqdm(total=images.count, unit="picture", disable=not sys.stderr.isatty()) as bar:
         found = fidelity(captions, images, watch=lambda done: bar.update(done - bar.n))
     if args.picture is not None:
@@ -59,3 +61,14 @@ def run(words: list[str]) -> int:
     told = {"samples_from": images.name, "drawn": dict(images.origin), **found.plain()}
     tell(told, found.text(), args)
     return 0
+
+
+def check(captions: Sequence[str]) -> None:
+    """UserError, naming the first of them, where a caption is not of a scene."""
+    from ..data.scene_words import parse
+
+    for number, caption in enumerate(captions, 1):
+        try:
+            parse(caption)
+        except UserError as error:
+            raise UserError(f"caption {number} of {len(captions)}, {caption!r}: {error}") from error

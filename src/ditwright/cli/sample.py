@@ -44,6 +44,7 @@ def parser() -> Parser:
     add("--heads", type=int, metavar="N", help="of such weights' attention, where they do not tell")
     add("--codec", default="", metavar="PLACE", help="folder or hub name of the autoencoder (default: as trained)")
     add("--text-encoder", metavar="PLACE", help="folder or hub name of the text encoder (default: as told)")
+    add("--text-drop", nargs="+", metavar="NAME", help="SD3's text encoders to do without: clip_l, clip_g, t5")
     add("--revision", default="", metavar="R", help="branch, tag or commit of a hub name")
     add("--prompt", nargs="+", metavar="TEXT", help="of a network that hears text, one sample each")
     add("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
@@ -116,6 +117,7 @@ def run(words: list[str]) -> int:
 
     from ..pipeline import Pipeline, best_device
     from ..pipeline.folder import resolved
+    from ..pipeline.prompts import dropping
 
     name = resolved(args["checkpoint"])
     places = {key: args[key] for key in ("family", "heads", "codec", "revision")}
@@ -123,6 +125,8 @@ def run(words: list[str]) -> int:
     with noted():
         encoder = args["text_encoder"]
         pipe = Pipeline.from_pretrained(name, device=best_device(), dtype=dtype, encoder=encoder, **places)
+        if args["text_drop"]:
+            pipe.encoder = dropping(pipe.encoder, args["text_drop"]).to(pipe.device, pipe.dtype)
     if args["vae_tiling"]:
         if pipe.card.codec.kind in ("auto", "pixels"):
             raise UserError("--vae-tiling is for autoencoders; this checkpoint is of pixels")
@@ -133,7 +137,7 @@ def run(words: list[str]) -> int:
     config = merge(pipe.card.sample, given)
     size = pipe.size(*(args["size"] or (args["height"], args["width"])))
     pipe.plan(config, size)  # what cannot be done is refused before any work
-    places["text_encoder"] = args["text_encoder"]
+    places |= {key: args[key] for key in ("text_encoder", "text_drop")}
     origin = {"checkpoint": name} | {key: value for key, value in places.items() if value}
     return (fid_set if fid else pictures)(pipe, config, size, args, origin)
 

@@ -32,7 +32,7 @@ class Portable:
         default_factory=dict
     )  # its text encoder, as fields of TextConfig; {}: it hears none
     null: State = field(default_factory=dict)  # conditions that stand for none, of one sample: "text" (M, E)
-    notes: tuple[str, ...] = ()  # what of the file is not followed, a line each
+    notes: tuple[str, ...] = ()  # what of the file is not followed, or is a guess, a line each
 
 
 Also = Callable[[Path], None]  # adds files to a folder that is being written

@@ -137,6 +137,8 @@ def model_of(source: Source, keys: Mapping[str, str], heads: int | None) -> DiTC
         raise UserError(f"this checkpoint has heads of {head} channels at width {width}; heads = {heads} is not it")
     if packed_in % math.prod(PATCH):
         raise UserError(f"FLUX packs latents by 2 x 2; this checkpoint takes {packed_in} channels, no multiple of 4")
+    if not any(key.startswith(f"{keys['one']}.") for key in source.state):
+        raise UserError(f"FLUX has blocks of two kinds; this checkpoint has no {keys['one']}")
     out = dit.shape(source, keys["out"], 1)[0]
     if out != packed_in:
         raise UserError(
@@ -249,7 +251,7 @@ def needs(model: DiTConfig) -> dict[str, tuple[Any, ...]]:
 
 
 def stock_needs(model: DiTConfig) -> dict[str, tuple[Any, ...]]:
-    """Of diffusers: any three axes of rotation, and an MLP of four times the width."""
+    """Of diffusers: any axes of rotation, three as its pipelines give positions, and an MLP of four times the width."""
     fixed = round(model.width * model.mlp_ratio) == 4 * model.width
     axes = (model.rope,) if len(model.rope) == 3 else needs(model)["model.rope"]
     return needs(model) | {"model.rope": axes, "model.mlp_ratio": (model.mlp_ratio,) if fixed else (4.0,)}

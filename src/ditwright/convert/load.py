@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def detect(source: Source) -> str:
     keys, first = source.state, sorted(source.state)[:3]
     for sign, name in SIGNS.items():
         if any(key.startswith(sign) for key in keys):
-            return name
+            packed = "x_embedder.weight" in keys  # as FLUX takes its latents, also where it lacks parallel blocks
+            return "flux-diffusers" if packed and name == "sd3-diffusers" else name
     if "pos_embed.proj.weight" in keys and any(key.startswith("transformer_blocks.") for key in keys):
         return "diffusers"
     if not {"x_embedder.proj.weight", "y_embedder.embedding_table.weight", "final_layer.linear.weight"} <= keys.keys():
@@ -94,8 +96,13 @@ def detect(source: Source) -> str:
 def load(
     path_or_state_dict: str | Path | Mapping[str, Tensor], *, family: str | None = None, heads: int | None = None
 ) -> Denoiser:
-    """A denoiser from weights of another project, in eval mode and float32; arguments as of `read`."""
+    """A denoiser from weights of another project, in eval mode and float32; arguments as of `read`.
+
+    Warns of what of the file is not followed, or is a guess.
+    """
     portable = read(path_or_state_dict, family=family, heads=heads)
+    for note in portable.notes:
+        warnings.warn(note, stacklevel=2)
     with torch.device("meta"):
         net = DiT(portable.model)
     load_strictly(net.to_empty(device="cpu"), portable.state)

@@ -5,15 +5,20 @@ B prompts of M tokens, E the width of their states, P that of the pooled state.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from ..diffusion.process import Cond
-from ..errors import UserError
+from ..errors import UserError, lookup
 from ..model.config import DiTConfig
 from ..text.base import TextEncoder, agree
+from ..text.config import SEVERAL, TextConfig
+from ..text.late import Late
+from ..text.sd3 import PARTS
 from ..text.tokenizer import Prompt
 from .labels import several, whole
 
@@ -21,6 +26,7 @@ Asked = Sequence[int | Prompt | None]  # of each picture: the number or name of 
 Texts = str | Sequence[Prompt] | None  # one for all pictures, or one each
 Encode = Callable[[Sequence[Prompt]], Cond]
 Embeds = Mapping[str, Any]  # tensors, or None, under diffusers' names
+LONGEST = 512  # tokens that a call may ask for of any encoder: as many as T5 was trained with
 EMBEDS = {  # ours -> diffusers' name, to which "negative_" may be put; its axes
     "text": ("prompt_embeds", "BME"),
     "pooled": ("pooled_prompt_embeds", "BP"),
@@ -65,12 +71,36 @@ def encoding(encoder: TextEncoder | None, model: DiTConfig, length: int | None =
     """
     if length is not None and (length := whole(length, "max_sequence_length")) < 2:
         raise UserError(f"max_sequence_length must be at least 2 tokens; got {length}")
+    if length is not None and encoder is not None and length > longest(encoder.config):
+        known = "text.t5_length" if encoder.config.kind in SEVERAL else "text.length"
+        raise UserError(f"max_sequence_length is at most {LONGEST}, or {known} where that is more; got {length}")
 
     def encode(texts: Sequence[Prompt]) -> Cond:
         found = at_hand(encoder, model)
         return heard(found(texts) if length is None else found(texts, length), model)
 
     return encode
+
+
+def longest(config: TextConfig) -> int:
+    """The most tokens that a call may ask for; the encoder may read fewer."""
+    return max(LONGEST, config.t5_length if config.kind in SEVERAL else config.length)
+
+
+def dropping(encoder: TextEncoder | None, parts: Sequence[str]) -> TextEncoder:
+    """SD3's encoders but those of these names, too, which need not be there. UserError where it is not for them."""
+    config = TextConfig() if encoder is None else encoder.config
+    if config.kind != "sd3":
+        raise UserError(f"--text-drop is for SD3's three encoders; this network's text.kind is {config.kind}")
+    for part in parts:
+        lookup("text encoder of SD3", part, PARTS)
+    drop = tuple(part for part in PARTS if part in {*config.drop, *parts})
+    if drop != config.drop and config.fingerprint:
+        warnings.warn(
+            "text.fingerprint is of the text encoders with those dropped: the others go unchecked", stacklevel=2
+        )
+        config = replace(config, fingerprint="")
+    return Late(replace(config, drop=drop))
 
 
 def at_hand(encoder: TextEncoder | None, model: DiTConfig) -> TextEncoder:

@@ -23,6 +23,22 @@ WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pyt
 SMALL = ("*.json", "*.txt", "*.model")  # configurations and tokenizers
 T5S = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 CLIPS = ("clip", "clip_text_model")
+BESIDE = {"gemma3": "Gemma3Model"}  # causal, with a tower of pictures beside it: the class that has a language_model
+AFTER_PADDING = (  # their first token's position comes after that of padding
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
 PLACES = ("", "text_encoder")  # of an encoder: a folder of its own, a pipeline's
 
 
@@ -79,16 +95,22 @@ def inside(folder: Path) -> tuple[Path, Path]:
 
 
 def read_shape(folder: Path) -> Any:
-    """The configuration of a text encoder, without that of a tower of pictures beside it."""
+    """The configuration of a text encoder, without that of a tower of pictures beside it; `whole_type`: of both."""
     library = need("transformers", extra="text")
     try:
         with quiet(library):
             config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+            text = config.get_text_config()
     except Exception as error:  # transformers raises many kinds for a damaged or foreign folder; all are its fault
         raise UserError(f"{str(folder / 'config.json')!r} is no configuration here: {first_line(error)}") from error
-    text = config.get_text_config() if config.model_type == "clip" else config
-    text.architectures = config.architectures
+    text.architectures, text.whole_type = config.architectures, config.model_type
     return text
+
+
+def most_tokens(shape: Any) -> int | None:
+    """How many tokens a network has positions for; None where any number will do."""
+    limit = getattr(shape, "max_position_embeddings", None)
+    return limit - shape.pad_token_id - 1 if limit and shape.model_type in AFTER_PADDING else limit
 
 
 def class_of(kind: str, shape: Any, source: str) -> str:
@@ -97,10 +119,15 @@ def class_of(kind: str, shape: Any, source: str) -> str:
         return "CLIPTextModelWithProjection" if is_projected(shape) else "CLIPTextModel"
     if kind == "t5" and shape.model_type in T5S:
         return T5S[shape.model_type]
-    if kind in ("causal", "sentence") and not shape.is_encoder_decoder and shape.model_type not in (*CLIPS, *T5S):
+    whole = shape.whole_type
+    if kind == "causal" and whole in BESIDE:
+        return BESIDE[whole]
+    alone = whole == shape.model_type and not shape.is_encoder_decoder
+    if kind in ("causal", "sentence") and alone and whole not in (*CLIPS, *T5S):
         return "AutoModel"
-    known = {"clip": "clip", "t5": ", ".join(T5S)}.get(kind, "those with one stack of layers, but clip and t5")
-    raise UserError(f"{source!r} holds a network of type {shape.model_type!r}; text.kind {kind} takes {known}")
+    stack = "those with one stack of layers, but clip and t5"
+    known = {"clip": "clip", "t5": ", ".join(T5S), "causal": f"{stack}, and {', '.join(BESIDE)}"}.get(kind, stack)
+    raise UserError(f"{source!r} holds a network of type {whole!r}; text.kind {kind} takes {known}")
 
 
 def is_projected(shape: Any) -> bool:
@@ -114,16 +141,22 @@ def read_net(folder: Path, name: str, shape: Any, dtype: torch.dtype) -> nn.Modu
     files = weight_files(folder)
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "local_files_only": True}
     options["use_safetensors"] = files[0].suffix == ".safetensors"
+    beside = name in BESIDE.values()
     shape.use_cache = False
+    if not beside:
+        options["config"] = shape
     try:
         with quiet(library):
-            net, info = getattr(library, name).from_pretrained(folder, config=shape, dtype=dtype, **options)
+            net, info = getattr(library, name).from_pretrained(folder, dtype=dtype, **options)
     except Exception as error:  # as above
         raise UserError(f"{str(folder)!r} cannot be read as {name}: {first_line(error)}") from error
     for flaw in ("missing_keys", "mismatched_keys"):
         keys = sorted(str(key) for key in info[flaw])
         if wrong := [key for key in keys if not key.startswith("pooler.")]:  # no state passes through a pooler
             raise UserError(f"the weights in {str(folder)!r} do not fit its config.json: {flaw[:-5]} {wrong[0]}")
+    if beside:
+        net = net.language_model
+        net.config.use_cache = False
     return net.eval().requires_grad_(False)
 
 

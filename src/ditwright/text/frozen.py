@@ -17,7 +17,18 @@ from torch import Tensor, nn
 from ..diffusion.process import Cond
 from ..errors import UserError
 from .config import TextConfig
-from .folder import class_of, fingerprint, inside, is_projected, locate, packaged, read_net, read_shape, read_tokenizer
+from .folder import (
+    class_of,
+    fingerprint,
+    inside,
+    is_projected,
+    locate,
+    most_tokens,
+    packaged,
+    read_net,
+    read_shape,
+    read_tokenizer,
+)
 from .tokenizer import Prompt, checked, fit
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,10 +47,10 @@ class Frozen:
         self.config, self._lock = config, threading.RLock()
         self._net: nn.Module | None = None
         self.device, self.dtype = torch.device("cpu"), DTYPES[config.dtype]
+        _ = self._class
         self._tokens(config.length, "text.length")
         if -config.layer > self.shape.num_hidden_layers + 1:
             raise UserError(f"text.layer is {config.layer}; {self.source!r} has {self.shape.num_hidden_layers} layers")
-        _ = self._class
 
     @property
     def source(self) -> str:
@@ -146,7 +157,7 @@ class Frozen:
 
     def _tokens(self, length: int, name: str) -> int:
         """So many, if it can read them."""
-        limit = getattr(self.shape, "max_position_embeddings", None)
+        limit = most_tokens(self.shape)
         if limit and length > limit:
             raise UserError(f"{name} is {length}; {self.source!r} reads at most {limit} tokens")
         return length

@@ -5,7 +5,6 @@ B batch, M tokens (CLIP's, then T5's), E width of the states, P width of the poo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import parse_json
 from ..diffusion.process import Cond
 from ..errors import UserError
 from .config import TextConfig
@@ -37,7 +37,7 @@ class SD3(Several):
 
     places = PARTS
     whose = "an SD3"
-    advice = "put {part} into text.drop to do without"
+    advice = "to do without put {part} into text.drop; `ditwright sample` takes --text-drop {part}"
 
     def __init__(self, config: TextConfig):
         super().__init__(config)
@@ -87,7 +87,10 @@ class SD3(Several):
             pooled = getattr(shape, "projection_dim" if is_projected(shape) else "hidden_size")
             return shape.hidden_size, 0 if part == "t5" else pooled
         if part == "t5" and network.is_file():
-            return json.loads(network.read_text()).get("joint_attention_dim", WIDTHS[part][0]), 0
+            try:
+                return parse_json(network.read_bytes()).get("joint_attention_dim", WIDTHS[part][0]), 0
+            except (ValueError, AttributeError) as error:
+                raise UserError(f"{str(network)!r} is not the configuration of a network ({error})") from error
         return WIDTHS[part]
 
     def _zeros(self, *shape: int) -> Tensor:
