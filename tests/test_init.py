@@ -96,13 +96,19 @@ def test_a_run_is_gone_on_with_bit_for_bit_and_the_start_is_not_read_again(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--model.width 32", "of another network: model.width is 16 there and 32 here; take that network's settings"),
+        (
+            "--model.width 32",
+            "of another network: model.width is 16 there and 32 here; take that network's settings: --model init",
+        ),
         (
             "--model.width 32 --model.heads 4 --model.qk_norm true --model.mlp_ratio 2",
             r"model.width is .*, model.heads is 2 there and 4 here, model\S+ is .* here, and 1 more; take",
         ),
         ("--process.path cosine", "another process: process.path is linear there and cosine here; its weights mean"),
-        ("--process.target data", "process.target is velocity there and data here"),
+        (
+            "--process.target data",
+            "process.target is velocity there and data here; .* take that process, as --model init does",
+        ),
         ("--init nowhere", "'nowhere'"),
     ],
 )

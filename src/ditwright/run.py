@@ -129,7 +129,8 @@ def assemble(config: TrainConfig, world: World, *, new: bool = True) -> Parts:
             f"model.num_classes is {config.model.num_classes}; {config.data.source!r} has {classes} classes"
         )
     if config.model.channels != config.codec.channels:
-        raise UserError(f"model.channels is {config.model.channels}; the codec gives {config.codec.channels}")
+        known = f"model.channels is {config.model.channels}; the codec gives {config.codec.channels}"
+        raise UserError(known + ": `ditwright prepare` makes latents of pictures" * (config.codec.kind == "pixels"))
     text, encoder = encoder_for(config.text, config.model, data)
     config = replace(config, text=text)
     if any(config.data.encoder_drop):

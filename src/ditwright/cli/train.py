@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 
 from ..recipes import RECIPES
+from .info import NETWORKS
 from .recipe import asked
 
 EXAMPLE = "--optim.lr 1e-3 --data.batch_size 128 --model.stages.0.depth 8"
 
 MORE = """
---init PLACE starts from weights that are there: a run, a checkpoint, another project's file or folder, a hub name."""
+--init PLACE starts from weights that are there: a run, a checkpoint, another project's file or folder, a hub name.
+With --model init the network, its process, its sampling and its text encoder are as there: fine-tuning."""
 
 
 def run(words: list[str]) -> int:
-    found = asked(words, RECIPES, verb="train", what="Train a network by a recipe.", example=EXAMPLE, more=MORE)
+    what = "Train a network by a recipe."
+    found = asked(words, RECIPES, verb="train", what=what, example=EXAMPLE, more=MORE, networks=NETWORKS)
     if found is None:
         return 0
     config, output = found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from ..codec.config import CodecConfig
@@ -14,9 +15,23 @@ from ..model.config import DiTConfig
 from ..model.weights import load_strictly
 from ..text.config import TextConfig
 from .card import Card
-from .folder import load
+from .folder import Parts, load
 
 CLASSES = "net.vectors.label."  # the embedding of a transformer's classes
+
+
+@lru_cache(maxsize=1)  # between `card_of` and `start_from`, so that weights are read once
+def loaded(name: str) -> tuple[Parts, list[str]]:
+    """The parts that a name means, and what was noted as they were read."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        return load(name), [str(note.message) for note in notes]
+
+
+def card_of(name: str) -> Card:
+    """What the checkpoint that a name means says of itself. It is kept for `start_from`, which forgets it."""
+    loaded.cache_clear()
+    return loaded(name)[0].card
 
 
 def start_from(name: str, denoiser: Denoiser, card: Card, say: Callable[[str], None]) -> None:
@@ -25,20 +40,21 @@ def start_from(name: str, denoiser: Denoiser, card: Card, say: Callable[[str], N
     Other classes are learnt anew. `say` is told that, and what may not be meant. UserError where the weights are of
     another network, or where another process or tokenizer would give them another meaning.
     """
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        found, theirs, _ = load(name)
+    (found, theirs, _), notes = loaded(name)
+    loaded.cache_clear()
     changed = differences(to_dict(theirs.model), to_dict(card.model))
     anew = "num_classes" in changed and isinstance(card.model, DiTConfig)
     if set(changed) - ({"num_classes"} if anew else set()):
-        raise UserError(f"init {name!r} is of another network: {told(changed, 'model')}; take that network's settings")
+        raise UserError(
+            f"init {name!r} is of another network: {told(changed, 'model')}; take that network's settings: --model init"
+        )
     if changed := differences(to_dict(theirs.process), to_dict(card.process)):
         raise UserError(
             f"init {name!r} was trained by another process: {told(changed, 'process')}; "
-            "its weights mean something else in this one: take that process"
+            "its weights mean something else in this one: take that process, as --model init does"
         )
     check_text(name, theirs.text, card.text)
-    lines = [str(note.message) for note in notes]
+    lines = list(notes)
     if not alike(theirs.codec, card.codec):
         lines.append(f"init {name!r} is of the codec {named(theirs.codec)}, this run of {named(card.codec)}")
     state = found.state_dict()
