@@ -32,9 +32,10 @@ from .rng import Draws
 from .train.config import ParallelConfig
 from .train.fit import NonFinite, Tick
 from .train.folder import read_config
-from .train.job import Job, check_data, resume, ticks
+from .train.job import Job, resume, ticks
 from .train.keep import doubt, fault
 from .train.parallel import World
+from .train.same import check_data
 from .train.state import checkpoints, read_facts
 
 MOST = 1000  # steps that are done again without being asked twice
@@ -137,7 +138,7 @@ def replay(
     subject = subject_of(config, new=path is None)
     job, noted = subject.job, Noted(subject.job.loss)
     if (sure := path or newest_sure(folder)) is not None and not doubt(sure):
-        check_data(replace(job, data=known_by(subject.data)), read_facts(sure), folder)
+        check_data(config, known_by(subject.data), read_facts(sure), folder)
     if path is not None:
         if why := fault(path, job.weights):
             raise UserError(f"{str(path)!r} is damaged ({why}); --checkpoint STEP begins with another one")

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ditwright import run
+from ditwright.config import load_yaml
 from ditwright.data.known import known_by
 from ditwright.errors import UserError
 from ditwright.replay import replay
@@ -34,10 +35,10 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def trained(tiny, pictures, tmp_path):
-    """trained(steps) is a run on them of so many steps, or goes on with it."""
+    """trained(steps) is a run on them of so many steps, or goes on with it; they may lie elsewhere then."""
 
-    def go(steps: int) -> Path:
-        words = f"--data.source {pictures} --data.image_size 8 --model.channels 3 --model.out_channels 3"
+    def go(steps: int, source: Path = pictures) -> Path:
+        words = f"--data.source {source} --data.image_size 8 --model.channels 3 --model.out_channels 3"
         words += " --codec.channels 3 --model.num_classes 2 --log.preview_every 0 --optim.schedule constant"
         parts = run.assemble(tiny(f"--steps {steps} {words}"), World(torch.device("cpu")))
         work(replace(run.job_of(parts), data=known_by(parts.data)), tmp_path / "run")
@@ -83,13 +84,61 @@ def test_the_same_data_are_gone_on_with(trained, pictures):
     assert read_facts(checkpoints(folder)[-1])["data"]["items"] == 20
 
 
-def test_a_run_of_before_data_were_known_goes_on(trained, pictures):
-    folder = trained(3)
+def forgotten(folder: Path) -> None:
+    """Make a run one of before data were known by anything."""
     for path in checkpoints(folder):
         facts = read_facts(path)
         (path / "train.json").write_text(json.dumps({name: facts[name] for name in facts if name != "data"}))
         (path / "checksums.json").unlink()
         (path / "train.json").write_text((path / "train.json").read_text().replace('"sealed": true, ', ""))
+
+
+def test_a_run_of_before_data_were_known_goes_on(trained, pictures):
+    folder = trained(3)
+    forgotten(folder)
     (pictures / "b/03.png").unlink()
     trained(5)
     assert [path.name[-1] for path in checkpoints(folder)] == ["3", "5"]
+
+
+def test_data_that_were_moved_are_gone_on_with_and_that_is_said(trained, pictures, capsys):
+    folder, there = trained(3), pictures.rename(pictures.with_name("moved"))
+    trained(3, there)  # nothing is left to do, so nothing is wrong
+    for steps in (5, 7):  # stopped before the first save, too
+        capsys.readouterr()
+        trained(steps, there)
+        assert (f"data.source: {pictures} -> {there}" in capsys.readouterr().err) == (steps == 5)
+    assert load_yaml(folder / "config.yaml")["data"]["source"] == str(there)
+    for step in (2, 4, 7):  # of before it was moved, between, and after
+        assert replay(folder, step).loss == replay(folder, step).logged
+
+
+def test_a_run_that_was_killed_after_its_data_moved_is_told_of_nothing_more(trained, pictures, capsys):
+    folder, there = trained(3), pictures.rename(pictures.with_name("moved"))
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace(str(pictures), str(there)))  # and no checkpoint since
+    capsys.readouterr()
+    assert replay(folder, 3).loss == replay(folder, 3).logged
+    trained(5, there)
+    said = capsys.readouterr().err
+    assert "steps: 3 -> 5" in said
+    assert "config.yaml" not in said
+    assert "data.source" not in said
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_data_elsewhere_are_refused_in_the_same_words(change, trained, pictures, contents):
+    folder, there = trained(3), pictures.rename(pictures.with_name("moved"))
+    make, words = CHANGES[change]
+    make(there)
+    before = contents(folder)
+    with pytest.raises(UserError, match=rf"'.*/moved' is not what '.*/run' was trained on until step 3: {words}"):
+        trained(5, there)
+    assert contents(folder) == before
+
+
+def test_what_nothing_is_known_of_is_gone_on_with_where_it_was_alone(trained, pictures):
+    folder, there = trained(3), pictures.rename(pictures.with_name("moved"))
+    forgotten(folder)
+    with pytest.raises(UserError, match=r"holds another run: data\.source is .*/pictures there and .*/moved now"):
+        trained(5, there)

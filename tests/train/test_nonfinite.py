@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ditwright.cli.main import main
 from ditwright.diffusion.objective import Objective
 from ditwright.diffusion.path import linear
 from ditwright.diffusion.process import Denoiser, Process
@@ -104,3 +105,14 @@ def test_all_processes_name_the_first_wherever_it_lies(way, fault, found):
 def test_of_the_same_place_the_first_process_is_told():
     assert first_of([(3, "c"), (2, "b"), (2, "other b")]) == "b, on process 1"
     assert first_of([(2, "b"), (2, "other b"), (3, "c")]) == "b"
+
+
+@pytest.mark.parametrize(
+    ("every", "left"), [(1, "the last checkpoint in {} is untouched"), (0, "no checkpoint is in {} yet")]
+)
+def test_the_last_line_tells_what_is_left(every, left, tiny_words, tmp_path):
+    words = ["train", "digits", *tiny_words, "--steps", "30", "--optim.lr", "1e30", "--optim.warmup", "0"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--log.checkpoint_every", str(every), "--output", str(tmp_path / "run")])
+    assert str(ended.value).startswith("ditwright: stopped: the ")
+    assert str(ended.value).endswith(f"; {left.format(tmp_path / 'run')}")

@@ -177,6 +177,17 @@ def test_notes_that_changed_since_they_were_saved_are_said_and_the_run_goes_on(t
     assert "lines of losses" not in capsys.readouterr().err
 
 
+def test_a_changed_validation_is_said_as_a_changed_loss_is(tiny, tmp_path, capsys):
+    words = "--optim.schedule constant --data.validation digits --data.validation_size 8 --log.evaluate_every 2"
+    train(tiny(f"--steps 5 {words}"), tmp_path / "run")
+    train(tiny(f"--steps 6 {words}"), tmp_path / "run")
+    assert "other ones than" not in capsys.readouterr().err
+    path = tmp_path / "run/metrics.jsonl"
+    path.write_text(path.read_text().replace('"val_loss": 1', '"val_loss": 2', 1))
+    train(tiny(f"--steps 7 {words}"), tmp_path / "run")
+    assert "has 10 lines, and other ones than the 10 saved" in capsys.readouterr().err
+
+
 def test_recomputing_activations_changes_nothing_but_memory(tiny, outcome, tmp_path):
     train(tiny("--steps 3"), tmp_path / "kept")
     train(tiny("--steps 3 --checkpoint_activations true"), tmp_path / "again")

@@ -127,7 +127,7 @@ def test_a_skip_is_noted_and_a_resume_after_it_is_exact(stop, tiny, poisoned, ou
     train(tiny(f"--steps {stop} {options}"), tmp_path / "run")
     train(tiny(f"--steps 9 {options}"), tmp_path / "run")
     assert outcome(tmp_path / "run")["metrics"] == outcome(tmp_path / "straight")["metrics"]
-    assert outcome(tmp_path / "run")["checkpoint"] == outcome(tmp_path / "straight")["checkpoint"]
+    assert saved(outcome(tmp_path / "run")) == saved(outcome(tmp_path / "straight"))
     assert [(line["step"], line["event"]) for line in noted(tmp_path / "run") if "event" in line] == [
         (5, "skipped"),
         (6, "skipped"),
@@ -140,6 +140,14 @@ def test_how_many_were_skipped_in_a_row_is_remembered(tiny, poisoned, tmp_path):
     train(tiny(f"--steps 5 {options}"), tmp_path / "run")
     with pytest.raises(NonFinite, match="step 6 "):
         train(tiny(f"--steps 9 {options}"), tmp_path / "run")
+
+
+def saved(found):
+    """A checkpoint but for the sum over all notes, which tell of rollbacks too."""
+    facts = dict(found["checkpoint"]["train.json"])
+    facts["noted"] = {name: told for name, told in facts["noted"].items() if name != "all"}
+    assert facts["noted"].keys() == {"lines", "sha256"}
+    return found["checkpoint"] | {"train.json": facts}
 
 
 @pytest.mark.parametrize("words", ["", "--optim.accumulate 2", "--log.tensorboard true"])
@@ -155,7 +163,7 @@ def test_a_fault_that_passes_is_rolled_back_to_the_same_bits(words, tiny, poison
     assert (told["step"], told["event"]) == (3, "rollback")
     ours, theirs = outcome(tmp_path / "run"), outcome(tmp_path / "straight")
     assert [line for line in ours["metrics"] if "event" not in line] == theirs["metrics"]
-    assert ours["checkpoint"] == theirs["checkpoint"]
+    assert saved(ours) == saved(theirs)
 
 
 def test_a_fault_that_stays_ends_the_run_after_so_many_tries(tiny, poisoned, tmp_path, capsys):
@@ -177,7 +185,7 @@ def test_a_new_checkpoint_is_worth_as_many_tries_again(tiny, poisoned, outcome, 
     poisoned([5], 1)
     poisoned([8], 1)
     train(tiny("--steps 12 --optim.rollbacks 1"), tmp_path / "run")
-    assert outcome(tmp_path / "run")["checkpoint"] == outcome(tmp_path / "straight")["checkpoint"]
+    assert saved(outcome(tmp_path / "run")) == saved(outcome(tmp_path / "straight"))
 
 
 IMPORTANCE = """
@@ -196,3 +204,19 @@ def test_a_history_of_losses_forgets_what_was_left_out(tiny, poisoned, tmp_path)
 def test_what_cannot_be_is_refused_by_name(name):
     with pytest.raises(UserError, match=rf"optim\.{name}.* must be 0 or more; got .*-1"):
         OptimConfig(**{name: -1})
+
+
+def test_notes_of_a_rollback_are_no_others_to_who_goes_on(tiny, poisoned, tmp_path, capsys):
+    """Killed before the next save, it goes on from the checkpoint that had not seen them; then from one that had."""
+    poisoned([5], 2)
+    words = "--optim.rollbacks 1 --optim.schedule constant"
+    with pytest.raises(NonFinite, match="step 5 "):
+        train(tiny(f"--steps 9 {words}"), tmp_path / "run")
+    assert [line.get("event") for line in noted(tmp_path / "run")][-2:] == ["rollback", None]
+    for steps in (9, 12):
+        train(tiny(f"--steps {steps} {words}"), tmp_path / "run")
+    assert "other ones than" not in capsys.readouterr().err
+    path = tmp_path / "run/metrics.jsonl"
+    path.write_text(path.read_text().replace("gradient of step 5", "gradient of step 6"))
+    train(tiny(f"--steps 15 {words}"), tmp_path / "run")
+    assert "has 13 lines, and other ones than the 13 saved" in capsys.readouterr().err

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +19,12 @@ from ditwright.diffusion.times import Discrete
 from ditwright.errors import UserError
 from ditwright.train.config import LogConfig, OptimConfig
 from ditwright.train.ema import EMA
+from ditwright.train.fit import Tick
+from ditwright.train.folder import settle
 from ditwright.train.keep import forget_others
-from ditwright.train.log import Mark, keep_until, last_noted
+from ditwright.train.log import Log, Mark, keep_until, last_noted
 from ditwright.train.optim import Together, adamw
+from ditwright.train.parallel import World
 from ditwright.train.state import checkpoint_path, checkpoints, load_state, save_state, write_facts
 
 
@@ -149,8 +155,13 @@ def test_no_lines_are_no_file(tmp_path, capsys):
     assert "metrics.jsonl is missing: what was noted until step 2 is not all there" in capsys.readouterr().err
 
 
-LOSSES = [f'{{"step": {step}, "loss": 0.{step}, "grad_norm": 1.0, "lr": 0.1}}' for step in range(1, 8)]
+LOSSES = [
+    f'{{"step": {step}, "loss": 0.{step}, "grad_norm": 1.0, "lr": 0.1, "samples": 32, "samples_per_second": 7.5}}'
+    for step in range(1, 8)
+]
 BESIDE = ['{"step": 3, "event": "loss spike"}', '{"step": 3, "val_loss": 1.0}', '{"step": 3, "event": "rollback"}']
+AGAIN = '{"step": 5, "event": "rollback", "why": "the loss of step 6 is nan"}'
+EIGHT = [1, 2, 3, 3, 3, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -168,12 +179,21 @@ BESIDE = ['{"step": 3, "event": "loss spike"}', '{"step": 3, "val_loss": 1.0}', 
         (lambda lines: lines[1:], "has 4 lines of losses", [2, 3, 3, 3, 3, 4, 5]),
         (lambda lines: [lines[0].replace("0.1", "0.9"), *lines[1:]], "has 5 lines of losses", [1, 2, 3, 3, 3, 3, 4, 5]),
         (lambda lines: [], "has 0 lines of losses", []),
+        (lambda lines: [line.replace('val_loss": 1', 'val_loss": 2') for line in lines], "has 8 lines, and", EIGHT),
+        (lambda lines: [line.replace("val_loss", "val_less") for line in lines], "has 8 lines, and", EIGHT),
+        (lambda lines: [line.replace("spike", "skipe") for line in lines], "has 8 lines, and", EIGHT),
+        (lambda lines: [lines[0].replace('": 32', '": 33'), *lines[1:]], "has 8 lines, and", EIGHT),
+        (lambda lines: [lines[0].replace("7.5", "8.5"), *lines[1:]], "", EIGHT),  # the clock's
+        (lambda lines: [*lines[:3], *lines[4:]], "has 7 lines, and other ones than the 8 saved", [1, 2, 3, 3, 3, 4, 5]),
+        (lambda lines: [*lines[:4], *lines[3:]], "has 9 lines, and other ones than the 8 saved", [1, 2, 3, *EIGHT[2:]]),
+        (lambda lines: [*lines[:8], AGAIN, AGAIN, *lines[8:]], "", [*EIGHT, 5, 5]),
+        (lambda lines: [*lines[:8], AGAIN.replace("rollback", "skipped")], "has 9 lines, and", [*EIGHT, 5]),
     ],
 )
 def test_notes_that_are_not_as_they_were_are_said(change, said, left, tmp_path, capsys):
     """Of steps 1 to 7, with other things beside step 3, where step 5 was saved; a rollback is noted after its save."""
     path, lines = tmp_path / "metrics.jsonl", [*LOSSES[:3], *BESIDE, *LOSSES[3:]]
-    then = Mark(line.encode() for line in LOSSES[:5]).memory()
+    then = Mark(line.encode() for line in lines[:8]).memory()
     path.write_text("\n".join(change(lines)) + ("\n" if change(lines) == lines else ""))
     mark = keep_until(path, 5, then)
     found = [line for line in path.read_text().splitlines() if line]
@@ -185,3 +205,33 @@ def test_notes_that_are_not_as_they_were_are_said(change, said, left, tmp_path, 
     keep_until(path, 5)  # what a run of before remembers of its notes: nothing
     assert capsys.readouterr().err == ""
     assert last_noted(path) == max(left, default=0)
+
+
+def test_what_was_remembered_before_all_lines_counted_tells_of_losses_alone(tmp_path, capsys):
+    path, lines = tmp_path / "metrics.jsonl", [*LOSSES[:3], *BESIDE]
+    then = {key: told for key, told in Mark(map(str.encode, lines)).memory().items() if key != "all"}
+    path.write_text("".join(f"{line}\n" for line in [*lines[:4], lines[4].replace("1.0", "2.0"), *lines[5:]]))
+    assert keep_until(path, 3, then).memory()["all"]["lines"] == 6
+    assert capsys.readouterr().err == ""
+    path.write_text("".join(f"{line}\n" for line in [lines[0].replace("0.1", "0.2"), *lines[1:]]))
+    keep_until(path, 3, then)
+    assert "has 3 lines of losses, and other ones than the 3 saved" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_is_told_with_the_file_that_it_has_no_room_for(tmp_path):
+    log = Log(tmp_path, LogConfig(every=1), 0, 2)
+    log.file.close()
+    log.file = open("/dev/full", "w")  # noqa: SIM115
+    for write in (lambda: log.write(Tick(1, 0.5, 1.0, 0.1, 8)), lambda: log.__exit__()):
+        with pytest.raises(OSError, match=r"No space left on device: '.*/metrics\.jsonl'"):
+            write()
+
+
+def test_a_full_disk_names_the_configuration(tiny, tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/config\.yaml'"):
+        settle(tiny(), tmp_path, World(torch.device("cpu")), None)

@@ -25,11 +25,12 @@ def run(words: list[str]) -> int:
     from ..pipeline.asks import hears_text
     from ..run import train
     from ..train.fit import NonFinite
+    from ..train.keep import left_in
 
     try:
         checkpoint = train(config, output)
     except NonFinite as error:
-        raise SystemExit(f"ditwright: stopped: {error}; the last checkpoint in {output} is untouched") from error
+        raise SystemExit(f"ditwright: stopped: {error}; {left_in(output)}") from error
     if os.environ.get("RANK", "0") == "0":
         asks = ' --prompt "..."' if hears_text(config.model) else ""
         print(f"checkpoint: {checkpoint}\nto sample: ditwright sample {output}{asks}")

@@ -20,12 +20,13 @@ def run(words: list[str]) -> int:
     config, output = found
 
     from ..train.fit import NonFinite
+    from ..train.keep import left_in
     from ..train_codec import train
 
     try:
         report = train(config, output)
     except NonFinite as error:
-        raise SystemExit(f"ditwright: stopped: {error}; the last checkpoint in {output} is untouched") from error
+        raise SystemExit(f"ditwright: stopped: {error}; {left_in(output)}") from error
     if report is not None:
         print(f"PSNR {report.psnr:.2f} dB: the mean over {report.pictures} held-out pictures, 8 bits, peak 255")
         for number, (mean, std) in enumerate(zip(report.latents.mean, report.latents.std, strict=True)):

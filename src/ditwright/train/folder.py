@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..config import differences, dump_yaml, from_dict, read_yaml, to_dict
 from ..errors import UserError
 from ..files import whole_file
 from .config import LogConfig
-from .log import last_noted
+from .log import last_noted, naming
 from .parallel import World
 from .precision import resolve
 from .state import checkpoints, read_facts
@@ -23,28 +24,66 @@ from .state import checkpoints, read_facts
 MAY_CHANGE = ("steps", "log.", "sample.", "measure.", "data.prefetch", "parallel.", "codec.source", "codec.revision")
 MAY_CHANGE += ("text.source", "text.revision", "optim.skip_nonfinite", "optim.rollbacks")
 MAY_CHANGE += ("checkpoint_activations", "memory_gb")  # neither changes a result
+SOURCE = "data.source"  # may change too, where the data are known to be the same
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # the answers of file systems without any
 
 
 @contextmanager
 def claimed(output: Path, world: World) -> Iterator[None]:
-    """Hold the run folder for this run alone."""
+    """Hold the run folder for this run alone. UserError, on all processes alike, where another holds it.
+
+    By a lock on a file that is gone afterwards: over a network there are none on folders.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    if not world.main:
-        yield
-        return
-    folder = os.open(output, os.O_RDONLY)
+    path, handle = output / ".lock", -1
+    if world.main and os.access(output, os.W_OK):  # where not, nobody trains
+        handle = _lock(path, world.say)
+    if world.agree("" if handle is not None else "held"):
+        raise UserError(f"another process trains in {str(output)!r}; wait, or choose another --output")
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process trains in {str(output)!r}; wait, or choose another --output") from None
         yield
     finally:
-        os.close(folder)
+        if handle is not None and handle >= 0:
+            try:
+                if _is_still(path, handle) and os.access(output, os.W_OK):  # one that stays does no harm
+                    path.unlink()
+            finally:
+                os.close(handle)
 
 
-def settle(config: Any, output: Path, world: World, newest: Path | None) -> Any:
-    """The configuration as it will run, kept in the run folder; checked against the one that is there."""
+def _lock(path: Path, say: Callable[[str], None]) -> int | None:
+    """What holds a lock file until it is closed; None where another process does."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                say(f"{path.parent} cannot be locked ({error.strerror}): see that no other process trains in it")
+                return handle
+            os.close(handle)
+            if not isinstance(error, BlockingIOError):
+                raise
+            return None
+        if _is_still(path, handle):
+            return handle
+        os.close(handle)  # its last holder has just removed it
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Whether a path leads to the file that is open."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def settle(config: Any, output: Path, world: World, newest: Path | None, *, moved: bool = False) -> Any:
+    """The configuration as it will run, kept in the run folder; checked against the one that is there.
+
+    `moved`: the data are known to be those of then, wherever they lie now.
+    """
+    _no_folders(output, config.log)
     path = output / "config.yaml"
     there = kept_config(type(config), path, world, newest)
     if newest is None and not last_noted(output / "metrics.jsonl"):
@@ -55,7 +94,7 @@ def settle(config: Any, output: Path, world: World, newest: Path | None) -> Any:
             _no_more_noted(output, there.log)
         if config.precision == "auto":
             config = replace(config, precision=there.precision)
-        for key, (old, new) in fixed(there, config).items():
+        for key, (old, new) in fixed(there, config, *(SOURCE,) * moved).items():
             raise UserError(
                 f"{str(output)!r} holds another run: {key} is {old} there and {new} now; "
                 "choose another --output, or the settings of that run"
@@ -75,8 +114,17 @@ def settle(config: Any, output: Path, world: World, newest: Path | None) -> Any:
 
 
 def _write(path: Path, config: Any) -> None:
-    with whole_file(path) as half:
+    with naming(path), whole_file(path) as half:
         half.write_text(dump_yaml(config))
+
+
+def _no_folders(output: Path, log: LogConfig) -> None:
+    """UserError where a folder has a name that the run needs for something else."""
+    for name in ("config.yaml", "metrics.jsonl", *(("best",) if log.keep_best else ())):
+        if (path := output / name).is_dir() and not path.is_symlink():
+            raise UserError(
+                f"{str(path)!r} is a folder, and the run needs its name: move it, or choose another --output"
+            )
 
 
 def _no_more_noted(output: Path, log: LogConfig) -> None:
@@ -89,10 +137,10 @@ def _no_more_noted(output: Path, log: LogConfig) -> None:
         )
 
 
-def fixed(there: Any, now: Any) -> dict[str, tuple[Any, Any]]:
-    """Where two configurations differ in what a run may not be continued with."""
+def fixed(there: Any, now: Any, *also: str) -> dict[str, tuple[Any, Any]]:
+    """Where two configurations differ in what a run may not be continued with. `also`: more that may change."""
     changed = differences(to_dict(there), to_dict(now))
-    return {key: values for key, values in changed.items() if not key.startswith(MAY_CHANGE)}
+    return {key: values for key, values in changed.items() if not key.startswith((*MAY_CHANGE, *also))}
 
 
 def kept_config(kind: type, path: Path, world: World, newest: Path | None) -> Any:
@@ -110,6 +158,7 @@ def read_config(kind: type, path: Path, newest: Path | None) -> tuple[Any, str]:
     """
     facts = read_facts(newest) if newest else {}
     saved = from_dict(kind, facts["config"], "config") if "config" in facts else None  # not in those of before
+    also = (SOURCE,) if facts.get("data") else ()  # whoever reads them knows whether they are the same
     if not path.exists():
         wrong = "is missing"
     else:
@@ -120,7 +169,7 @@ def read_config(kind: type, path: Path, newest: Path | None) -> tuple[Any, str]:
                 raise
             wrong = f"is damaged ({error})"
         else:
-            if saved is None or not (changed := fixed(saved, there)):
+            if saved is None or not (changed := fixed(saved, there, *also)):
                 return there, ""
             key, (old, new) = next(iter(changed.items()))
             wrong = f"has {key} {new} where that was trained with {old}"

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..config import differences, from_dict, to_dict
+from ..config import from_dict, to_dict
 from ..diffusion.objective import Loss
 from ..errors import UserError, did_you_mean
 from ..files import damage, seal
@@ -36,6 +36,7 @@ from .log import Found, Log
 from .optim import schedule_from
 from .parallel import World
 from .precision import autocast, peak_flops
+from .same import check_alike, check_data, on_all
 from .saves import Saves
 from .state import SHARDS, checkpoint_path, load_state, read_facts, training_state, write_facts
 from .stop import stop_asked
@@ -104,13 +105,15 @@ def work(job: Job, output: Path) -> Path:
     SIGTERM and Ctrl-C save, say so, and leave by SystemExit.
     """
     world = job.world
+    check_alike(job.config, job.data, world)
     check_best(job)
     with claimed(output, world):
         newest = newest_of(job, output)
-        before = read_facts(newest) if newest else {}
+        before = on_all(world, lambda: read_facts(newest) if newest else {})
         if before.get("step", 0) < job.config.steps:
-            check_data(job, before, output)
-        config = job.config = settle(job.config, output, world, newest)
+            on_all(world, lambda: check_data(job.config, job.data, before, output))
+        moved = bool(job.data) and job.data == before.get("data")
+        config = job.config = settle(job.config, output, world, newest, moved=moved)
         place = resume(job, newest)
         start, done = time.perf_counter() - place.seconds, place.step  # as if the run had never stopped
         if done >= config.steps:
@@ -217,24 +220,6 @@ def check_best(job: Job) -> None:
     if log.keep_best and log.best_by not in told:
         near = did_you_mean(log.best_by, told)
         raise UserError(f"log.best_by {log.best_by!r} is not measured; measured: {', '.join(told)}{near}")
-
-
-def check_data(job: Job, facts: dict[str, Any], output: Path) -> None:
-    """UserError where a run's data are not those that it was trained on, by the facts of a checkpoint of it.
-
-    Those of before data were known by anything tell nothing; of another data.source the configuration tells.
-    """
-    if not job.data or not facts.get("data") or facts["config"]["data"]["source"] != job.config.data.source:
-        return
-    if changed := differences(facts["data"], job.data):
-        told = [f"{name} {was} then, {now} now" for name, (was, now) in changed.items() if name != "names"]
-        told = [line for line in told if not line.startswith("sizes.")] or told[:3]  # these often say the same again
-        told = told or ["as many as then, of other names, labels or captions"]
-        anew = " from its weights (--init)" if hasattr(job.config, "init") else ""
-        raise UserError(
-            f"{job.config.data.source!r} is not what {str(output)!r} was trained on until step {facts['step']}: "
-            f"{'; '.join(told)}; bring those back, or begin another run{anew} with another --output"
-        )
 
 
 def good(job: Job, output: Path, scores: dict[str, float]) -> bool:

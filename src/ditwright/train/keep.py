@@ -47,6 +47,11 @@ def newest_whole(run: Path, weights: str, say: Callable[[str], None]) -> Path | 
     return path
 
 
+def left_in(run: Path) -> str:
+    """What a run that ends in an error leaves behind, in words."""
+    return f"the last checkpoint in {run} is untouched" if checkpoints(run) else f"no checkpoint is in {run} yet"
+
+
 def _set_aside(path: Path, why: str, say: Callable[[str], None], then: str = "") -> None:
     aside = path.with_name(path.name.replace("step", "damaged"))
     remove(aside)

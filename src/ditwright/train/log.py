@@ -8,7 +8,8 @@ import shlex
 import sys
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +24,24 @@ from .spikes import Spike, Spikes
 
 NAMED = 8  # items of a spike's batch in the line for people; all of them are in metrics.jsonl
 PLAIN = "grad_norm"  # is in the lines of losses, and in no others
+CLOCKS = ("samples_per_second", "tflops", "share_of_peak")  # tell of the machine, not of the run
+ROLLBACK = "rollback"  # an event, the only line that may come after its step was saved
 
 
 def say(line: str) -> None:
     """A line for people, beside the progress bar."""
     tqdm.write(line, file=sys.stderr)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError that names no file, such as that of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 class Found(NamedTuple):
@@ -79,7 +93,7 @@ class Log:
         self._open(done, before)
         self.spikes = Spikes(self.config.spike, (before or {}).get("spikes"))
         self.bar.n = done
-        self._note(done, {"event": "rollback", "why": why}, {})
+        self._note(done, {"event": ROLLBACK, "why": why}, {})
 
     def write(self, tick: Tick) -> None:
         """Note a step: the bar moves with each, the rest every so many."""
@@ -123,8 +137,9 @@ class Log:
 
     def _note(self, step: int, line: dict[str, Any], curves: dict[str, Any]) -> None:
         self.mark.add({"step": step, **line})
-        self.file.write(json.dumps({"step": step, **line}) + "\n")
-        self.file.flush()
+        with naming(self.run / "metrics.jsonl"):
+            self.file.write(json.dumps({"step": step, **line}) + "\n")
+            self.file.flush()
         if self.board is not None:
             for name, value in curves.items():
                 for i, one in enumerate(value if isinstance(value, list) else [value]):
@@ -138,28 +153,36 @@ class Log:
         self._close()
 
     def _close(self) -> None:
-        self.file.close()
+        with naming(self.run / "metrics.jsonl"):
+            self.file.close()
         if self.board is not None:
             self.board.close()
 
 
 class Mark:
-    """What the losses of metrics.jsonl are known by later: how many lines, and their SHA-256, without the clock's."""
+    """What metrics.jsonl is known by later: how many lines, and their SHA-256, without the clock's; of losses, of all.
+
+    Of the losses by themselves, because no more was remembered once.
+    """
 
     def __init__(self, lines: Iterable[bytes] = ()):
         self.lines, self.sum = 0, hashlib.sha256()
+        self.all, self.whole = 0, hashlib.sha256()
         for line in lines:
             self.add(json.loads(line))
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """One more line; those of other things than losses do not count."""
+        """One more line."""
         if PLAIN in line:
             self.lines += 1
             self.sum.update(json.dumps([line.get(key) for key in ("step", "loss", PLAIN, "lr")]).encode())
+        self.all += 1
+        self.whole.update(json.dumps({key: told for key, told in line.items() if key not in CLOCKS}).encode() + b"\n")
 
     def memory(self) -> dict[str, Any]:
         """As plain data."""
-        return {"lines": self.lines, "sha256": self.sum.hexdigest()}
+        everything = {"lines": self.all, "sha256": self.whole.hexdigest()}
+        return {"lines": self.lines, "sha256": self.sum.hexdigest(), "all": everything}
 
 
 def keep_until(path: Path, done: int, then: Mapping[str, Any] | None = None) -> Mark:
@@ -173,17 +196,24 @@ def keep_until(path: Path, done: int, then: Mapping[str, Any] | None = None) -> 
             say(f"{path} is missing: {lost}")
         return Mark()
     lines, places, damaged = _read(path)
-    with whole_file(path) as half:
+    with naming(path), whole_file(path) as half:
         kept = [lines[place] for place, step in places.items() if step <= done]
         half.write_bytes(b"".join(line + b"\n" for line in kept))
-    mark = Mark(kept)
+    everything = (then or {}).get("all")  # is not in what was remembered once
+    count = everything["lines"] if everything else len(kept)
+    mark, later = Mark(kept[:count]), [json.loads(line) for line in kept[count:]]
+    saved = mark.memory()["all"]
+    for told in later:
+        mark.add(told)
     if damaged:
         say(
             f"{path}: line {damaged[0] + 1} is damaged or out of order and dropped ({len(damaged)} in all); "
             "training does not need it"
         )
-    elif then and then != mark.memory():
+    elif then and (mark.lines, mark.sum.hexdigest()) != (then.get("lines"), then.get("sha256")):
         say(f"{path} has {mark.lines} lines of losses, and other ones than the {then.get('lines')} saved: {lost}")
+    elif everything and (saved != everything or any(told.get("event") != ROLLBACK for told in later)):
+        say(f"{path} has {len(kept)} lines, and other ones than the {count} saved: {lost}")
     return mark
 
 
