@@ -195,8 +195,10 @@ def test_weights_are_the_same_bits_with_and_without(tiny, words, outcome, tmp_pa
     train(tiny(words("--steps 5")), tmp_path / "with")
     train(tiny("--steps 5 --sample.batch_size 16 --log.preview_every 0"), tmp_path / "without")
     measured, plain = outcome(tmp_path / "with"), outcome(tmp_path / "without")
-    assert measured["checkpoint"]["train.json"].pop("scores")  # all that a checkpoint knows of it
-    assert plain["checkpoint"]["train.json"].pop("scores") == {}
+    facts, without = measured["checkpoint"]["train.json"], plain["checkpoint"]["train.json"]
+    assert facts.pop("scores")  # all that a checkpoint knows of it, and how many lines there are
+    assert without.pop("scores") == {}
+    assert facts["noted"].pop("all")["lines"] == without["noted"].pop("all")["lines"] + 3
     assert measured["checkpoint"] == plain["checkpoint"]
     assert [line for line in measured["metrics"] if "scores" not in line] == plain["metrics"]
     assert len(measured["metrics"]) == len(plain["metrics"]) + 3
