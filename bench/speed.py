@@ -10,10 +10,12 @@ compiled as a whole takes minutes at XL/2: there peers are compiled block by blo
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from ditwright.bench.ceilings import missing
 from ditwright.bench.contest import Variant
 from ditwright.bench.measure import Time, measure
 from ditwright.bench.plan import Plan
@@ -69,35 +71,42 @@ def plans() -> list[Plan]:
     ]
 
 
-def best(peer: str, variant: Variant) -> bool:
-    """Every way in bf16, ours compiled too; and the plain one in fp32."""
-    return (variant.products == "bf16" and ours_compiled(peer, variant)) or (peer, variant) == ("plain", Variant())
+def best(products: str, peer: str, variant: Variant) -> bool:
+    """Every way in a precision of products, and in bf16 even where that cannot be; compiled only ours. The plain one in
+    fp32."""
+    asked = variant.products in (products, "bf16") and ours_compiled(peer, variant)
+    return asked or (peer, variant) == ("plain", Variant())
 
 
-def two(peer: str, variant: Variant) -> bool:
+def two(products: str, peer: str, variant: Variant) -> bool:
     """Ours at its best, and the plain one in fp32."""
-    return (peer, variant) in (("ditwright", Variant("bf16", True)), ("plain", Variant()))
+    return (peer, variant) == ("plain", Variant()) or (
+        peer == "ditwright" and variant.compiled and variant.products == products
+    )
 
 
-def three(peer: str, variant: Variant) -> bool:
-    """And diffusers with bf16 weights, the faster of its ways to sample."""
-    return two(peer, variant) or (peer, variant) == ("diffusers", Variant("weights"))
+def three(products: str, peer: str, variant: Variant) -> bool:
+    """And diffusers with its weights in that precision: in bf16 the faster of its ways to sample."""
+    theirs = Variant("weights") if products == "bf16" else Variant()
+    return two(products, peer, variant) or (peer, variant) == ("diffusers", theirs)
 
 
 def cpu_plans() -> list[Plan]:
-    """On a CPU."""
+    """On a CPU: in bf16, or in fp32 where it has no instructions for that."""
     from ditwright.cli.bench import commands
 
+    products = "fp32" if missing("bf16", torch.device("cpu")) else "bf16"
+    all_of_it, ours_and_plain, and_theirs = (partial(only, products) for only in (best, two, three))
     s, b, xl = ({name: Subject(PRESETS[name], SPACE)} for name in ("DiT-S/2", "DiT-B/2", "DiT-XL/2"))
     few = {"rounds": 3, "seconds": 0.01, "compiled": True}
     return [
-        Plan(xl, ("sampling",), batch_size=1, steps=50, first=10, only=best, **{**few, "rounds": 5}),
-        Plan(b, ("step",), batch_size=16, only=best, **{**few, "rounds": 5}),
-        Plan(xl, ("sampling",), batch_size=1, steps=50, only=two, **{**few, "rounds": 1}),
-        Plan(xl, ("sampling",), batch_size=1, steps=250, first=10, only=three, **few),
-        Plan(s, ("step",), batch_size=16, only=best, **few),
-        Plan(s | b, ("forward",), batch_size=4, only=best, **few),
-        Plan(s, ("tokens", "batch"), only=best, rounds=3, seconds=0.1),
+        Plan(xl, ("sampling",), batch_size=1, steps=50, first=10, only=all_of_it, **{**few, "rounds": 5}),
+        Plan(b, ("step",), batch_size=16, only=all_of_it, **{**few, "rounds": 5}),
+        Plan(xl, ("sampling",), batch_size=1, steps=50, only=ours_and_plain, **{**few, "rounds": 1}),
+        Plan(xl, ("sampling",), batch_size=1, steps=250, first=10, only=and_theirs, **few),
+        Plan(s, ("step",), batch_size=16, only=all_of_it, **few),
+        Plan(s | b, ("forward",), batch_size=4, only=all_of_it, **few),
+        Plan(s, ("tokens", "batch"), only=all_of_it, rounds=3, seconds=0.1),
         Plan(s, ("decode", "loader", "startup"), batch_size=2, commands=commands(), rounds=3, seconds=0.1),
     ]
 

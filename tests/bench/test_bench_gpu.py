@@ -19,9 +19,11 @@ from ditwright.accel.compiling import can_compile
 from ditwright.bench.ceilings import Ceilings
 from ditwright.bench.contest import Variant
 from ditwright.bench.machine import machine
-from ditwright.bench.measure import CASES, OF_MACHINES, contests
+from ditwright.bench.measure import CASES, OF_MACHINES, OF_NETWORKS, contests
 from ditwright.bench.report import Report
+from ditwright.train.precision import in_software
 
+CPU = torch.device("cpu")
 SCRIPT = Path(ditwright.__file__).parents[2] / "bench" / "gpu.sh"
 OTHERS = ("PIL", "yaml", "tqdm", "diffusers", "transformers", "huggingface_hub", "scipy", "sklearn", "matplotlib")
 
@@ -41,6 +43,8 @@ def test_the_whole_path_runs_with_four_packages(tmp_path):
     assert [case["case"] for case in facts["cases"]] == [*networks, "decode", "loader", "startup"]
     rows = [(case["case"], row) for case in facts["cases"] for row in case["rows"]]
     for case, row in rows:
+        if "bf16" in row["variant"] and row["not_measured"] and row["not_measured"] == in_software("bf16", CPU):
+            continue
         if row["peer"] == "diffusers" or case in ("decode", "loader"):
             absent = "PIL" if case == "loader" else "diffusers"
             assert f"'{absent}' is not installed" in row["not_measured"]
@@ -70,10 +74,9 @@ def speed(monkeypatch):
 
 def test_its_plans_can_be_made(speed):
     """Their cases, networks and options are known, each leaves somebody to measure, and none is left out."""
-    assert {case for plan in speed.cpu_plans() for case in plan.cases} <= set(CASES)
     found = []
     for plan in speed.plans():
-        for case, name, make in contests(plan, torch.device("cpu")):
+        for case, name, make in contests(plan, CPU):
             contest = make()
             assert {entry.peer for entry in contest.entries} >= ({"ditwright", "plain"} if name else {"ditwright"})
             found.append((case, name))
@@ -83,9 +86,25 @@ def test_its_plans_can_be_made(speed):
     assert ("sampling", "DiT-XL/2") in found
 
 
+@pytest.mark.parametrize("why", ["", "this CPU computes bf16 in software, far slower than fp32"])
+def test_a_cpu_is_measured_in_what_it_is_fast_at(why, speed, monkeypatch):
+    """In bf16 beside all ways of the peers in it; where there is none, in fp32, and bf16 is in rows that say so."""
+    monkeypatch.setattr(speed, "missing", lambda precision, device: why if precision == "bf16" else "")
+    plans = speed.cpu_plans()
+    assert {case for plan in plans for case in plan.cases} == set(CASES)
+    for plan in plans[:5]:
+        (name,) = plan.subjects
+        case = OF_NETWORKS[plan.cases[0]](plan, name, CPU)
+        there = {(entry.peer, str(entry.variant)) for entry in case.entries}
+        assert {("plain", "fp32"), ("ditwright", "fp32, compiled" if why else "bf16, compiled")} <= there
+        assert (("diffusers", "fp32") in there) == (bool(why) and plan.rounds > 1)
+    first = {(entry.peer, str(entry.variant)) for entry in OF_NETWORKS["sampling"](plans[0], "DiT-XL/2", CPU).entries}
+    assert {("diffusers", "bf16 weights"), ("diffusers", "bf16 autocast"), ("ditwright", "bf16")} <= first
+
+
 def test_what_matters_most_is_first_and_beside_compiled_peers(speed):
     """A step of DiT-XL/2: ours compiled, in one contest with both peers compiled as ours are, and the plain fp32."""
-    case, name, make = next(contests(speed.plans()[0], torch.device("cpu")))
+    case, name, make = next(contests(speed.plans()[0], CPU))
     assert (case, name) == ("step", "DiT-XL/2")
     there = {(entry.peer, entry.variant) for entry in make().entries}
     halves = Variant("autocast"), Variant("autocast", True, True)

@@ -113,6 +113,7 @@ def test_the_best_ceiling_counts(monkeypatch):
     seen = iter((3e12, 5e12, 2e12, 9e12))
     monkeypatch.setattr(ceilings, "peak_flops", lambda precision, device: next(seen))
     monkeypatch.setattr(ceilings, "copy_rate", lambda device: 5e9)
+    monkeypatch.setattr(ceilings, "in_software", lambda precision, device: "")
     found = Ceilings(CPU)
     assert found.as_dict() == {"copy_gb_per_second": 0}
     found.look()

@@ -22,11 +22,12 @@ WORDS = ("--image-size", 32, "--seconds", 1e-6, "--batch-size", 3, "--rounds", 3
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    """Small networks among the presets; ceilings that take no time."""
+    """Small networks among the presets; ceilings that take no time, of a CPU that has bf16."""
     monkeypatch.setitem(NETWORKS, "small", SMALL)
     monkeypatch.setitem(NETWORKS, "plain", PLAIN)
     monkeypatch.setattr(ceilings, "peak_flops", lambda precision, device: {"fp32": 2e12, "bf16": 8e12}[precision])
     monkeypatch.setattr(ceilings, "copy_rate", lambda device: 5e9)
+    monkeypatch.setattr(ceilings, "in_software", lambda precision, device: "")
 
 
 def test_every_number_follows_from_the_rounds(command, tmp_path):

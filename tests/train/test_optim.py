@@ -121,8 +121,29 @@ def test_frozen_weights_are_left_out():
 
 @pytest.mark.parametrize(("bf16_seconds", "choice"), [(0.1, "bf16"), (0.7, "bf16"), (0.9, "fp32"), (5.0, "fp32")])
 def test_auto_takes_bf16_where_it_is_clearly_faster(bf16_seconds, choice, monkeypatch):
+    monkeypatch.setattr(precision, "in_software", lambda name, device: "")
     monkeypatch.setattr(precision, "product_seconds", lambda fp32, bf16: [1.0, bf16_seconds])
     assert precision.resolve("auto", CPU) == choice
+
+
+@pytest.mark.parametrize(
+    ("times", "told"), [(7.9, ""), (8.1, "this CPU computes bf16 in software, far slower than fp32")]
+)
+def test_a_precision_without_instructions_is_known_by_small_products(times, told, monkeypatch):
+    sizes = []
+
+    def seconds(*dtypes, size=768, rounds=8):
+        sizes.append(size)
+        return [1.0, times]
+
+    monkeypatch.setattr(precision, "product_seconds", seconds)
+    precision.in_software.cache_clear()
+    try:
+        assert precision.in_software("bf16", CPU) == told
+        assert precision.resolve("auto", CPU) == "fp32"
+    finally:
+        precision.in_software.cache_clear()
+    assert sizes == ([256] if told else [256, 768])
 
 
 def test_a_choice_that_was_made_is_not_measured(monkeypatch):

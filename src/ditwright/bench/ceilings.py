@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..train.precision import peak_flops
+from ..train.precision import in_software, peak_flops
 from .rounds import seconds_of
 
 PRECISIONS = ("fp32", "bf16")  # of matrix products
@@ -17,7 +17,7 @@ def missing(precision: str, device: torch.device) -> str:
     """Why a device has no products of a precision; empty where it has."""
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return "this GPU has no bf16"
-    return ""
+    return in_software(precision, device)
 
 
 def copy_rate(device: torch.device, size: int = 2**28) -> float:

@@ -11,8 +11,8 @@ from .main import Parser
 
 DEMOS = {  # what `cli/demo_*.py` show
     "digits": "classes: handwritten digits, judged by a classifier; about two minutes on two CPU cores",
-    "scenes": "captions: drawn scenes, their prompts checked word for word; about half an hour",
-    "emoji": "captions: the emoji of a font under their names; about half an hour",
+    "scenes": "captions: drawn scenes, their prompts checked word for word; half an hour on two CPU cores with AMX",
+    "emoji": "captions: the emoji of a font under their names; half an hour on two CPU cores with AMX",
 }
 
 

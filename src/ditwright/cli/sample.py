@@ -148,9 +148,11 @@ def laid_out(pipe: Pipeline, args: dict[str, Any], origin: dict[str, Any]) -> Pi
         if args["precision"] or args["compile"]:
             raise UserError("--dtype casts all of the network as it is; give it, or --precision and --compile")
         return pipe
-    from ..train.precision import resolve
+    from ..train.precision import in_software, resolve
 
     precision = resolve(args["precision"] or "fp32", pipe.device)
+    if line := in_software(precision, pipe.device):
+        say(f"note: {line}")
     origin |= {"precision": precision} | ({"compile": True} if args["compile"] else {})
     return pipe.ready(precision, compiled=args["compile"])
 

@@ -17,7 +17,7 @@ from ..files import whole_file
 from .config import LogConfig
 from .log import last_noted, naming
 from .parallel import World
-from .precision import resolve
+from .precision import in_software, resolve
 from .state import checkpoints, read_facts
 
 # What a run may be continued with; a codec or an encoder that was moved has the same fingerprint.
@@ -108,6 +108,8 @@ def settle(config: Any, output: Path, world: World, newest: Path | None, *, move
     elif checkpoints(output) or last_noted(output / "metrics.jsonl"):
         raise UserError(f"{str(output)!r} holds a run without its config.yaml; choose another --output")
     config = replace(config, precision=world.agree(resolve(config.precision, world.device)))
+    if line := in_software(config.precision, world.device):
+        world.say(f"note: {line}")
     if world.main:
         _write(path, config)
     return config

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 
 import torch
 
+from ..accel.ready import DTYPES
 from ..errors import UserError
+
+SLOW = 8  # times as long as in fp32, which only products without instructions for a format take: there 150 was measured
 
 
 def resolve(precision: str, device: torch.device) -> str:
@@ -20,8 +23,21 @@ def resolve(precision: str, device: torch.device) -> str:
         return "bf16" if precision == "auto" and torch.cuda.is_bf16_supported() else precision.replace("auto", "fp32")
     if precision != "auto":
         return precision
+    if in_software("bf16", device):
+        return "fp32"
     fp32, bf16 = product_seconds(torch.float32, torch.bfloat16)
     return "bf16" if fp32 > 1.3 * bf16 else "fp32"
+
+
+@cache
+def in_software(precision: str, device: torch.device) -> str:
+    """What to say of a precision that a CPU has no instructions for, so that products take far longer; else nothing."""
+    if device.type != "cpu":
+        return ""
+    fp32, asked = product_seconds(
+        torch.float32, DTYPES[precision], size=256, rounds=3
+    )  # larger ones take seconds there
+    return f"this CPU computes {precision} in software, far slower than fp32" if asked > SLOW * fp32 else ""
 
 
 def product_seconds(*dtypes: torch.dtype, size: int = 768, rounds: int = 8) -> list[float]:
