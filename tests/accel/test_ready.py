@@ -102,6 +102,28 @@ def test_products_where_the_cpu_has_no_layouts(monkeypatch):
     assert off(ready(denoiser, "bf16")(x, TIMES[1], cond).eps, laid_out) < 0.02
 
 
+@pytest.fixture(params=["AVX2", "AVX512"])
+def capability(request, monkeypatch):
+    """What torch takes the CPU for."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+    return request.param
+
+
+@torch.no_grad()
+def test_fp32_is_laid_out_where_that_is_faster_and_stays_fp32(capability):
+    layer = linear.LaidOut(nn.Linear(48, 40), torch.float32)
+    assert layer.packs == (capability == "AVX2")
+    denoiser, x, cond = parts()
+    assert off(ready(denoiser)(x, TIMES[1], cond).eps, denoiser(x, TIMES[1], cond).eps) < 1e-6
+
+
+@torch.no_grad()
+def test_rows_do_not_depend_on_how_many_there_are(capability):
+    torch.manual_seed(0)
+    layer, x = linear.LaidOut(nn.Linear(192, 768), torch.float32, gelu=True), torch.randn(4, 64, 192)
+    assert all(torch.equal(layer(x[:count]), layer(x)[:count]) for count in (1, 2, 3))
+
+
 def test_what_cannot_be_done_is_refused(monkeypatch):
     denoiser, *_ = parts()
     fast = ready(denoiser)

@@ -92,7 +92,7 @@ def test_a_cpu_is_measured_in_what_it_is_fast_at(why, speed, monkeypatch):
     monkeypatch.setattr(speed, "missing", lambda precision, device: why if precision == "bf16" else "")
     plans = speed.cpu_plans()
     assert {case for plan in plans for case in plan.cases} == set(CASES)
-    for plan in plans[:5]:
+    for plan in plans[: 4 if why else 5]:
         (name,) = plan.subjects
         case = OF_NETWORKS[plan.cases[0]](plan, name, CPU)
         there = {(entry.peer, str(entry.variant)) for entry in case.entries}
