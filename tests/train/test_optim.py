@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditwright.errors import UserError
 from ditwright.experiment import CodecTrainConfig
 from ditwright.model.build import build
 from ditwright.model.config import CONDITIONINGS, DiTConfig, Stage, conditioned
+from ditwright.train import optim as optims
 from ditwright.train import precision
 from ditwright.train.config import OptimConfig
-from ditwright.train.optim import Constant, Cosine, Together, adamw, optimizer_from, schedule_from
+from ditwright.train.optim import Constant, Cosine, Muon, Together, adamw, optimizer_from, schedule_from
 
 CPU = torch.device("cpu")
 
@@ -101,6 +103,34 @@ def test_muon_remembers_by_the_weight_and_goes_on_exactly():
         step(net, optim, 2)
     for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+class Products(TorchDispatchMode):
+    """What matrix products were computed in."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.dtypes |= {arg.dtype for arg in args if isinstance(arg, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shape", [(24, 96), (96, 24), (32, 32)])
+def test_muon_moves_alike_where_a_cpu_has_no_bf16(shape, monkeypatch):
+    steps = {}
+    for software, dtype in ("", torch.bfloat16), ("this CPU has none", torch.float32):
+        monkeypatch.setattr(optims, "in_software", lambda precision, device, why=software: why)
+        torch.manual_seed(0)
+        p = nn.Parameter(torch.zeros(shape))
+        p.grad = torch.randn(shape)
+        with Products() as seen:
+            Muon([p], lr=0.1).step()
+        assert seen.dtypes == {dtype}
+        steps[dtype] = p.detach()
+    assert (steps[torch.float32] - steps[torch.bfloat16]).norm() < 5e-3 * steps[torch.float32].norm()
 
 
 def test_muon_is_refused_where_it_moves_nothing_or_has_another_rate():

@@ -23,7 +23,7 @@ from ditwright.train.fit import Tick
 from ditwright.train.folder import settle
 from ditwright.train.keep import forget_others
 from ditwright.train.log import Log, Mark, keep_until, last_noted
-from ditwright.train.optim import Together, adamw
+from ditwright.train.optim import Muon, Together, adamw
 from ditwright.train.parallel import World
 from ditwright.train.state import checkpoint_path, checkpoints, load_state, save_state, write_facts
 
@@ -107,7 +107,7 @@ def test_state_that_another_optimizer_left_is_refused(saved):
     folder, _, average = saved
     net, _, ema, loss = parts(1)
     matrix = net[0].weight
-    optim = Together(torch.optim.Muon([matrix]), adamw(net, OptimConfig(), but={id(matrix)}))
+    optim = Together(Muon([matrix]), adamw(net, OptimConfig(), but={id(matrix)}))
     with pytest.raises(UserError, match=r"exp_avg, exp_avg_sq, step of '0.weight', which Muon does not keep.*--init"):
         load(folder, average, (net, optim, ema, loss))
     assert not optim.state

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import UserError
 from .config import OptimConfig
+from .precision import in_software
 
 Schedule = Callable[[int], float]  # step, 0 first -> factor on the learning rate
 
@@ -60,7 +64,26 @@ class Together(torch.optim.Optimizer):
             part.step()
 
 
-KEEPS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}  # of a weight
+class Rounded(TorchDispatchMode):
+    """Products of bf16 as products of fp32, then rounded: what instructions for bf16 do, where a CPU has none."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default) or args[0].dtype != torch.bfloat16:
+            return func(*args, **(kwargs or {}))
+        return func(*(a.float() if isinstance(a, Tensor) else a for a in args), **(kwargs or {})).bfloat16()
+
+
+class Muon(torch.optim.Muon):
+    """torch's, whose products are of bf16 everywhere: on a CPU without it they took nine tenths of a step of scenes."""
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Moves all weights."""
+        device = self.param_groups[0]["params"][0].device
+        with Rounded() if in_software("bf16", device) else nullcontext():
+            super().step(closure)
+
+
+KEEPS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}  # of a weight
 
 
 def movers(optim: torch.optim.Optimizer) -> dict[nn.Parameter, torch.optim.Optimizer]:
@@ -80,7 +103,7 @@ def optimizer_from(
     if not matrices:
         raise UserError("optim.kind muon moves the matrices of blocks, and this network has none; take adamw")
     # Steps of the size that AdamW's have: one learning rate is for both (Liu et al. 2025).
-    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
     return Together(muon, adamw(net, config, but=frozenset(map(id, matrices))))
 
 
