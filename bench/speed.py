@@ -1,7 +1,7 @@
 """How fast ditwright is beside a plain DiT and diffusers: what docs/performance.md tells.
 
     bench/gpu.sh                                      on a GPU; it tells more
-    python bench/speed.py --cpu --output docs/bench   on a CPU, in about twenty minutes with nothing else running
+    python bench/speed.py --cpu --output docs/bench   on a CPU, in twenty minutes (without bf16, fifty)
 
 Contests come in the order in which they matter; what the time does not reach is "not measured: time". A peer that is
 compiled as a whole takes minutes at XL/2: there peers are compiled block by block, as ours, and as a whole at S/2.
