@@ -72,8 +72,7 @@ def plans() -> list[Plan]:
 
 
 def best(products: str, peer: str, variant: Variant) -> bool:
-    """Every way in a precision of products, and in bf16 even where that cannot be; compiled only ours. The plain one in
-    fp32."""
+    """Every way in a precision of products, compiled only ours; the plain one in fp32; bf16 even where it cannot be."""
     asked = variant.products in (products, "bf16") and ours_compiled(peer, variant)
     return asked or (peer, variant) == ("plain", Variant())
 

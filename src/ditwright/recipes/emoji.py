@@ -13,6 +13,7 @@ def emoji() -> TrainConfig:
 
     Command: `ditwright demo emoji`, or `ditwright train emoji` and `ditwright sample runs/emoji --prompt "red apple"`.
     Cost: 29 min 25 s on two Xeon cores with AMX, a process on each, compiled (measured 2026-11-26, torch 2.13.0).
+    On two AVX2 cores without bf16 a step takes 1.46 s (measured 2026-11-27), which would be 97 min.
     Result (measured): of all real emoji the one so named is nearest to 96.5% of samples; chance is 0.07%. That is
     memory of what was trained on; of eight prompts that no caption has, few are what they say (docs/scenes.md).
     Needs Debian's fonts-noto-color-emoji, or the same font elsewhere (DITWRIGHT_EMOJI_FONT).

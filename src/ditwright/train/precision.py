@@ -34,9 +34,7 @@ def in_software(precision: str, device: torch.device) -> str:
     """What to say of a precision that a CPU has no instructions for, so that products take far longer; else nothing."""
     if device.type != "cpu":
         return ""
-    fp32, asked = product_seconds(
-        torch.float32, DTYPES[precision], size=256, rounds=3
-    )  # larger ones take seconds there
+    fp32, asked = product_seconds(torch.float32, DTYPES[precision], size=256, rounds=3)  # small: else it takes seconds
     return f"this CPU computes {precision} in software, far slower than fp32" if asked > SLOW * fp32 else ""
 
 
