@@ -40,7 +40,7 @@ def small(monkeypatch):
     monkeypatch.setattr(recipes, "layout", lambda: replace(layout(), steps=2, data=recipes.scenes().data))
     monkeypatch.setattr(sys.modules["ditwright.recipes.emoji"], "emoji", lambda: make(emoji(), "few emoji"))
     monkeypatch.setattr(demo_scenes, "PROMPTS", 16)
-    monkeypatch.setattr(demo_emoji, "COMPOSED", ("face of a face", "number face"))
+    monkeypatch.setattr(demo_emoji, "COMPOSED", ("face of a face", "number face " * 30))
     images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3)).astype(np.uint8)
     few = Pictures(images, np.zeros(12, np.int64), (), texts=tuple(f"face number {n}" for n in range(12)))
     monkeypatch.setitem(SOURCES, "few emoji", lambda size=None: few)
@@ -64,8 +64,10 @@ def test_scenes_are_checked_by_prompts_that_were_never_trained_on(small, command
 
 
 def test_emoji_are_looked_up_among_the_real_ones(small, command, tmp_path):
-    code, out, _ = command("demo", "emoji", "--output", tmp_path / "run")
+    code, out, err = command("demo", "emoji", "--output", tmp_path / "run")
     assert code == 0
+    assert "note: the prompt was cut after 24 tokens" in err
+    assert "CutWarning" not in err
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["names"] == 12
     assert 0 <= report["nearest_real_emoji_is_the_one_named"] <= 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import lookup
 from .main import Parser
+from .notes import noted
 
 DEMOS = {  # what `cli/demo_*.py` show
     "digits": "classes: handwritten digits, judged by a classifier; about two minutes on two CPU cores",
@@ -29,4 +30,5 @@ def run(words: list[str]) -> int:
     args = parser.parse_args(words)
     lookup("demo", args.name, DEMOS)
     show = importlib.import_module(f"{__package__}.demo_{args.name}").show
-    return show(args.output or Path("runs") / args.name)
+    with noted():
+        return show(args.output or Path("runs") / args.name)
