@@ -27,6 +27,14 @@ ASKED = {"config": None}  # what config.yaml holds too
 SPEED = ("samples_per_second", "tflops", "share_of_peak")
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    """Every test draws the same numbers, whichever tests ran before it in its process."""
+    import torch  # not above: OMP_NUM_THREADS comes first
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_words() -> list[str]:
     """The recipe `digits`, in options that make a run of a few steps take a blink."""
