@@ -56,13 +56,15 @@ def plans() -> list[Plan]:
 
     one = {name: {name: Subject(PRESETS[name], SPACE)} for name in ("DiT-S/2", "DiT-B/2", "DiT-XL/2")}
     short = {"rounds": 5, "seconds": 0.2}
+    walk = {"compiled": True, "steps": 250, "first": 10, "only": fast, "rounds": 3, "seconds": 0.01}
     xl = one["DiT-XL/2"]
     return [
         Plan(xl, ("step",), compiled=True, blocks=True, batch_size=32, only=fast_and_compiled, **short),
         Plan(one["DiT-S/2"], ("forward", "step"), compiled=True, batch_size=64, only=ours_compiled, **short),
         Plan(xl, ("forward",), compiled=True, batch_size=32, only=ours_compiled, **short),
         # 10 of 250 steps: each costs the same, and all of them would take minutes in every round
-        Plan(xl, ("sampling",), compiled=True, batch_size=32, steps=250, first=10, only=fast, rounds=3, seconds=0.01),
+        Plan(xl, ("sampling",), graphs=True, batch_size=32, **walk),
+        Plan(xl, ("sampling",), graphs=True, batch_size=1, **walk),  # where a GPU waits for the CPU
         Plan(one["DiT-B/2"], ("forward", "step"), compiled=True, batch_size=64, only=ours_compiled, **short),
         Plan(xl, ("forward",), compiled=True, blocks=True, batch_size=32, only=compiled, **short),
         Plan(one["DiT-S/2"], ("tokens", "batch"), only=fast, **short),
@@ -121,7 +123,7 @@ def smoke() -> list[Plan]:
     return [
         Plan(tiny, ("step",), compiled=True, blocks=True, only=compiled, **short),
         Plan(tiny, ("forward", "step"), only=ours_compiled, **short),
-        Plan(tiny, ("sampling",), steps=250, first=4, only=fast, **short),
+        Plan(tiny, ("sampling",), graphs=torch.cuda.is_available(), steps=250, first=4, only=fast, **short),
         Plan(tiny, ("tokens", "batch"), sizes=(1, 4), only=fast, **short),
         Plan(tiny, ("decode", "loader", "startup"), precisions=("fp32",), commands=few, **{**short, "batch_size": 1}),
     ]

@@ -19,7 +19,6 @@ from .codec.base import Codec, codec_from, completed
 from .codec.config import CodecConfig
 from .conditions import Conditions, captions, conditions_of, encoder_for, heard_too
 from .config import from_dict
-from .data.ahead import ahead
 from .data.base import Dataset, Group, batch_items, mirrored, spread, step_items
 from .data.known import known_by
 from .data.sources import open_dataset
@@ -40,6 +39,7 @@ from .rng import Draws
 from .text.base import TextEncoder
 from .text.cuts import cuts_told_once
 from .text.sd3 import widths_of
+from .train.ahead import Made, loaded
 from .train.cost import gigabytes, recomputed_within, training_flops
 from .train.ema import EMA
 from .train.fit import Batch
@@ -219,7 +219,9 @@ def job_of(parts: Parts) -> Job:
         parts.loss,
         parts.optim,
         parts.ema,
-        batches=lambda done: ahead(batches(parts, done * config.optim.accumulate), config.data.prefetch),
+        batches=lambda done: loaded(
+            batches(parts, done * config.optim.accumulate), config.data.prefetch, parts.world.device
+        ),
         publish=publish,
         weights=WEIGHTS,
         preview=lambda output, step: preview(parts, output, step),
@@ -255,7 +257,8 @@ def batches(parts: Parts, first: int) -> Iterator[Batch]:
         places = parts.world.share(range(number * size, (number + 1) * size))
         items = items[places.start - number * size : places.stop - number * size]
         drop, each = config.label_drop, config.encoder_drop
-        yield batch_of(parts, parts.data, items, places, flip=config.flip, label_drop=drop, encoder_drop=each)
+        batch = batch_of(parts, parts.data, items, places, flip=config.flip, label_drop=drop, encoder_drop=each)
+        yield replace(batch, draws=Made(batch.draws, batch.x0))
 
 
 def batch_of(

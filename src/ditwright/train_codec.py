@@ -26,7 +26,6 @@ from .codec.config import CodecConfig
 from .codec.folder import WEIGHTS, write
 from .codec.learn import Reconstruct, Reconstruction, Spread, build, psnr, spread
 from .codec.pixels import channels_first, to_float, to_uint8
-from .data.ahead import ahead
 from .data.base import Dataset, Group, batch_items, mirrored, step_items
 from .data.known import known_by
 from .data.sources import open_dataset
@@ -35,6 +34,7 @@ from .experiment import CodecTrainConfig
 from .files import seal, whole_file, whole_folder
 from .pictures import save_png, sheet
 from .rng import Draws, generator
+from .train.ahead import loaded
 from .train.ema import EMA
 from .train.fit import Batch
 from .train.job import Job, work
@@ -154,7 +154,9 @@ def job_of(config: CodecTrainConfig, parts: Parts) -> Job:
         loss,
         adamw(parts.net, config.optim),
         parts.ema,
-        batches=lambda done: ahead(batches(config, parts, done * config.optim.accumulate), config.data.prefetch),
+        batches=lambda done: loaded(
+            batches(config, parts, done * config.optim.accumulate), config.data.prefetch, parts.world.device
+        ),
         publish=lambda: write,
         weights=WEIGHTS,
         preview=lambda output, step: preview(parts, output, step),

@@ -20,6 +20,7 @@ DEAF = """
 import signal, sys
 from functools import partial
 from ditwright.bench.startup import alone
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and & have it ignored
 alone("pressed", partial(signal.raise_signal, signal.SIGINT))
 print("none heard")
 try:
@@ -28,10 +29,11 @@ except KeyboardInterrupt:
     sys.exit(130)
 """
 SLOW = """
-import sys
+import signal, sys
 from functools import partial
 from pathlib import Path
 from ditwright.bench.startup import alone
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     alone("slow", partial(Path.read_text, Path(sys.argv[1])))
 except KeyboardInterrupt:

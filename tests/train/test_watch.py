@@ -233,7 +233,7 @@ def test_the_words_for_what_a_process_does():
     package = Path(watch.__file__).parents[1]
     work = (f"{package}/train/job.py", 9, "work")
     gather = ("/x/torch/distributed/distributed_c10d.py", 5, "all_gather")
-    ahead = (f"{package}/data/ahead.py", 44, "ahead")
+    ahead = (f"{package}/train/ahead.py", 44, "ahead")
     backward = ("/x/torch/autograd/graph.py", 7, "_engine_run_backward")
     assert doing(frames(work), []) == "in work (train/job.py:9)"
     assert doing(frames(work, ("/x/y/z.py", 3, "f")), []) == "in f (y/z.py:3), called by work (train/job.py:9)"

@@ -6,6 +6,7 @@ B batch, L tokens, D width, N numbers that a network's norms, scales and gates t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,12 @@ from ..nn.modulation import AdaLN, AdaLNZero
 from .linear import LaidOut, filled
 
 
+def can_fuse(norm: nn.Module, device: torch.device) -> bool:
+    """Whether a norm and its modulation have a kernel (`fused.py`): on GPUs, with the Triton that torch brings."""
+    bare = type(norm) is nn.LayerNorm and not norm.elementwise_affine
+    return bare and device.type == "cuda" and find_spec("triton") is not None
+
+
 class Share(nn.Module):
     """A modulated norm whose numbers are there already, from `start` on; in place of AdaLN and AdaLNZero."""
 
@@ -22,12 +29,18 @@ class Share(nn.Module):
         super().__init__()
         self.norm, self.vectors, self.dtype = mod.norm, mod.vectors, dtype
         self.span = (start, start + mod.lin.out_features)
+        self.fuses = can_fuse(mod.norm, mod.lin.weight.device)
 
     def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor, Tensor | float]:
         start, stop = self.span
         shift, scale, *gate = vec[:, None, start:stop].chunk(self.vectors, -1)  # (B, 1, D) each
-        h = torch.addcmul(shift, self.norm(x), 1 + scale)
-        return h.to(self.dtype), gate[0] if gate else 1.0
+        if self.fuses and not torch.compiler.is_compiling():
+            from .fused import modulated
+
+            h = modulated(x, shift, scale, self.norm.eps, self.dtype)
+        else:
+            h = torch.addcmul(shift, self.norm(x), 1 + scale).to(self.dtype)
+        return h, gate[0] if gate else 1.0
 
 
 class Gathered(nn.Module):

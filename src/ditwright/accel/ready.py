@@ -21,6 +21,7 @@ from ..model.dit import DiT
 from ..nn.branch import Context, FeedLane, Runner, Streams, run_all
 from ..nn.modulation import AdaLN, AdaLNZero
 from .compiling import compile_blocks
+from .graphs import Graphed
 from .linear import Filled, LaidOut
 from .modulation import Gathered, Share
 from .swap import sharing, swap
@@ -30,15 +31,18 @@ AHEAD = 128  # rows of the condition for which the blocks' numbers are kept: of 
 BATCHES = 4  # of different conditions for which they are
 
 
-def ready(denoiser: Denoiser, precision: str = "fp32", *, compiled: bool = False) -> Denoiser:
+def ready(denoiser: Denoiser, precision: str = "fp32", *, compiled: bool = False, graphs: bool = False) -> Denoiser:
     """A copy laid out for sampling on the device that it is on; weights that stay as they are, the two share.
 
     `precision`: of matrix products within the blocks, "fp32", "bf16" or "fp16"; all else stays in fp32. `compiled`:
-    each block by torch.compile. UserError for what is not there: it is never done without.
+    each block by torch.compile. `graphs`: all blocks as one CUDA graph (`graphs.Graphed`). UserError for what is not
+    there: it is never done without.
     """
     dtype = lookup("precision", precision, DTYPES)
     if isinstance(denoiser, Ready):
         raise UserError("this denoiser is laid out for sampling already; make another of the one it came from")
+    if graphs and next(denoiser.parameters()).device.type != "cuda":
+        raise UserError("graphs are of a GPU with CUDA, and this network is on the CPU; leave them out")
     if not isinstance(denoiser.net, DiT):
         return copy.deepcopy(denoiser).to(dtype).eval()
     made = sharing(denoiser)
@@ -47,7 +51,7 @@ def ready(denoiser: Denoiser, precision: str = "fp32", *, compiled: bool = False
     swap(made.net, lambda layer: Filled.of(layer) if type(layer) is nn.Linear else None)
     if compiled:
         compile_blocks(place.block for place in made.net.blocks)
-    return Ready(made, gathered).eval()
+    return Ready(made, gathered, run=Graphed() if graphs else run_all).eval()
 
 
 def along(denoiser: Denoiser, times: Tensor) -> Denoiser:
@@ -114,9 +118,11 @@ class Ready(Denoiser):
 
     rows = 1  # of a batch, at least: few vectors are filled up where they occur, and not the whole batch
 
-    def __init__(self, denoiser: Denoiser, gathered: Gathered | None, times: Tensor | None = None):
+    def __init__(
+        self, denoiser: Denoiser, gathered: Gathered | None, times: Tensor | None = None, run: Runner = run_all
+    ):
         super().__init__(denoiser.net, denoiser.process)
-        self.gathered, self.times = gathered, times
+        self.gathered, self.times, self.run = gathered, times, run
         self.seen: list[tuple[Cond, dict[float, Tensor]]] = []
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -128,11 +134,12 @@ class Ready(Denoiser):
 
     def along(self, times: Tensor) -> Ready:
         """The same for one walk of a sampler, times (N,): the blocks' numbers of many steps are one product."""
-        return Ready(self, self.gathered, times).eval()
+        return Ready(self, self.gathered, times, self.run).eval()
 
     @torch.no_grad()
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None, run: Runner = run_all) -> Prediction:  # type: ignore[override]
         """As the denoiser's own."""
+        run = self.run if run is run_all else run
         if self.gathered is None:
             return super().forward(x_t, t, cond, run=run)
         known = self.known(t, cond or {}) if t.ndim == 0 and self.times is not None else None

@@ -34,6 +34,7 @@ class Variant:
     precision: Literal["fp32", "bf16", "autocast", "weights"] = "fp32"
     compiled: bool = False
     blocks: bool = False  # compiled block by block, where that is not the only way
+    graphs: bool = False  # all blocks as one CUDA graph
 
     @property
     def products(self) -> str:
@@ -42,7 +43,8 @@ class Variant:
 
     def __str__(self) -> str:
         precision = f"bf16 {self.precision}" if self.precision in ("autocast", "weights") else self.precision
-        return precision + ", compiled" * self.compiled + " by blocks" * (self.compiled and self.blocks)
+        compiled = ", compiled" * self.compiled + " by blocks" * (self.compiled and self.blocks)
+        return precision + compiled + ", graphs" * self.graphs
 
 
 @dataclass(frozen=True)

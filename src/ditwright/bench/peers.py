@@ -6,6 +6,7 @@ B batch, C channels.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
@@ -45,15 +46,24 @@ BF16 = {  # how a peer computes in it: to sample, and to train
 
 
 def variants(
-    peer: str, precisions: Sequence[str], *, compiled: bool, blocks: bool = False, training: bool = False
+    peer: str,
+    precisions: Sequence[str],
+    *,
+    compiled: bool,
+    blocks: bool = False,
+    graphs: bool = False,
+    training: bool = False,
 ) -> list[Variant]:
     """The ways in which a peer computes in some of fp32 and bf16; `compiled`: each of them compiled too.
 
-    `blocks`: as Plan has it; ours are compiled in no other way.
+    `blocks` and `graphs`: as Plan has them; ours are compiled in no other way, and only ours have graphs.
     """
     ways = [way for p in precisions for way in ((p,) if p == "fp32" else BF16[peer][training])]
-    both = [False, True] if compiled else [False]
-    return [Variant(way, made, made and blocks and peer != OURS) for way in ways for made in both]
+    both, kinds = ([False, True] if asked else [False] for asked in (compiled, graphs and peer == OURS))
+    return [
+        Variant(way, made, made and blocks and peer != OURS, kind)
+        for way, made, kind in itertools.product(ways, both, kinds)
+    ]
 
 
 class Networks:
@@ -185,4 +195,4 @@ def laid_out(denoiser: Denoiser, variant: Variant, device: torch.device) -> Deno
 
     check_here(variant, device)
     check_blocks(denoiser, variant)
-    return ready(denoiser, variant.products, compiled=variant.compiled)
+    return ready(denoiser, variant.products, compiled=variant.compiled, graphs=variant.graphs)

@@ -22,6 +22,7 @@ class Plan:
     precisions: tuple[str, ...] = PRECISIONS
     compiled: bool = False  # each variant compiled too
     blocks: bool = False  # peers that are compiled: block by block, as ours, not as a whole
+    graphs: bool = False  # ours sample with CUDA graphs too
     batch_size: int = 4
     steps: int = 50  # of sampling
     first: int = 0  # of those, how many are walked and timed; 0: all

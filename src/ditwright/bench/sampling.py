@@ -51,7 +51,7 @@ def sampling(plan: Plan, name: str, device: torch.device) -> Contest:
             flops=2 * steps * plan.batch_size * subject.forward_flops(),
         )
         for peer in plan.peers
-        for variant in variants(peer, plan.precisions, compiled=plan.compiled, blocks=plan.blocks)
+        for variant in variants(peer, plan.precisions, compiled=plan.compiled, blocks=plan.blocks, graphs=plan.graphs)
         if plan.wants(peer, variant)
     ]
     whole = f"{plan.steps} steps" if steps == plan.steps else f"the first {steps} of {plan.steps} steps"

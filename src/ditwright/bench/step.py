@@ -25,6 +25,7 @@ from ..diffusion.objective import Loss, Objective, objective_from
 from ..diffusion.process import Cond, Denoiser
 from ..diffusion.times import Discrete
 from ..rng import Draws
+from ..train.ahead import Made, loaded
 from ..train.config import OptimConfig
 from ..train.ema import EMA
 from ..train.fit import Batch, fit
@@ -36,6 +37,7 @@ from .plan import Plan
 from .subject import STEPS, Subject, as_the_paper, made_up, noise
 
 OPTIM = OptimConfig()
+AHEAD = 2  # batches, as in a run
 LIMITS = {"fp32": 1e-3, "bf16": 5e-2}  # of the loss, and of the gradient's norm
 EMBEDDERS = (
     "time.",
@@ -162,14 +164,14 @@ class Trainers:
 
         def batches() -> Iterator[Batch]:
             for number in count():
-                yield Batch(*self.data, self.draws(number))
+                yield Batch(*self.data, Made(self.draws(number), self.data[0]))
 
         def loss() -> Tensor:
             with context():
                 return self.own_loss(denoiser)
 
-        schedule = schedule_from(OPTIM, 1)
-        ticks = fit(denoiser, self.loss, batches(), optim, schedule=schedule, ema=ema, autocast=context)
+        coming, schedule = loaded(batches(), AHEAD, self.device), schedule_from(OPTIM, 1)
+        ticks = fit(denoiser, self.loss, coming, optim, schedule=schedule, ema=ema, autocast=context)
         return Turn(lambda: next(ticks), lambda: self.told(denoiser, loss))
 
     def theirs(self, peer: str, variant: Variant) -> Turn:

@@ -101,6 +101,7 @@ def parser() -> Parser:
         help="of matrix products; peers compute bf16 by autocast, and with their weights in it (default: both)",
     )
     add("--compile", action="store_true", help="each compiled too: ours by blocks, peers as a whole; takes minutes")
+    add("--graphs", action="store_true", help="ours sample with CUDA graphs too")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto, a GPU where there is one)")
     add("--image-size", type=int, nargs="+", default=[256], metavar="N", help="pixels: side, or height width")
     add("--text-tokens", type=int, default=77, metavar="N", help="of networks that hear text (default: 77)")
@@ -125,6 +126,7 @@ def plan_of(args: Namespace, configs: dict[str, NetConfig], spaces: dict[str, li
         peers=tuple(dict.fromkeys(args.peers)),
         precisions=tuple(dict.fromkeys(args.precision)),
         compiled=args.compile,
+        graphs=args.graphs,
         batch_size=BATCH[device] if args.batch_size is None else args.batch_size,
         steps=args.num_inference_steps,
         rounds=args.rounds,

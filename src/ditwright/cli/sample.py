@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..pipeline import Pipeline
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+FAST = ("precision", "compile", "graphs")  # how the network is laid out
 WORDS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
 WORDS += ("max_sequence_length",)
 EPILOG = (
@@ -62,6 +63,7 @@ def parser() -> Parser:
     add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="both")
     add("--precision", choices=("auto", *DTYPES), help="of matrix products (default: fp32); auto: what is faster here")
     add("--compile", action="store_true", help="each block of the network, which takes a while at first")
+    add("--graphs", action="store_true", help="all blocks as one CUDA graph, for a GPU that waits for the CPU")
     add("--dtype", choices=DTYPES, default="fp32", help="of all of the network; the sampler stays in fp32")
     add("--vae-tiling", action="store_true", help="decode large pictures in tiles, to need less memory")
     add("--film-strip", type=int, metavar="N", help="also N previews of each picture, from noise on, as a strip")
@@ -145,16 +147,17 @@ def run(words: list[str]) -> int:
 def laid_out(pipe: Pipeline, args: dict[str, Any], origin: dict[str, Any]) -> Pipeline:
     """The pipeline that draws, its network laid out for sampling, which `origin` hears of; or cast whole by --dtype."""
     if args["dtype"] != "fp32":
-        if args["precision"] or args["compile"]:
-            raise UserError("--dtype casts all of the network as it is; give it, or --precision and --compile")
+        if any(args[name] for name in FAST):
+            raise UserError("--dtype casts all of the network as it is: without --precision, --compile and --graphs")
         return pipe
     from ..train.precision import in_software, resolve
 
     precision = resolve(args["precision"] or "fp32", pipe.device)
     if line := in_software(precision, pipe.device):
         say(f"note: {line}")
-    origin |= {"precision": precision} | ({"compile": True} if args["compile"] else {})
-    return pipe.ready(precision, compiled=args["compile"])
+    made = pipe.ready(precision, compiled=args["compile"], graphs=args["graphs"])
+    origin |= {"precision": precision} | {name: True for name in FAST[1:] if args[name]}
+    return made
 
 
 def pictures(
@@ -171,8 +174,9 @@ def pictures(
                 "the work, with --guidance-parallel and --sequence-parallel"
             )
         return kept(laid_out(pipe, args, origin), config, size, args, origin)
-    if args["precision"] or args["compile"]:
-        raise UserError("--precision and --compile are for networks that one process runs; processes share plain ones")
+    if any(args[name] for name in FAST):
+        known = "are for networks that one process runs; processes share plain ones"
+        raise UserError(f"--precision, --compile and --graphs {known}")
     if args["dtype"] == "fp32":
         origin["precision"] = "fp32"
 
@@ -226,14 +230,8 @@ def kept(
     with noted(), tqdm(total=config.num_inference_steps, unit="step", disable=not sys.stderr.isatty()) as bar:
         images, film = drawn(pipe, named, shown, progress, seed=args["seed"], size=size, **told, **asdict(config))
 
-    facts = {
-        **origin,
-        "seed": args["seed"],
-        **told,
-        **asdict(config),
-        "size": list(images.shape[1:3]),
-        "dtype": args["dtype"],
-    }
+    facts = {**origin, "seed": args["seed"], **told, **asdict(config)}
+    facts |= {"size": list(images.shape[1:3]), "dtype": args["dtype"]}
     for i, (image, label) in enumerate(zip(images, named, strict=True)):
         of_class: dict[str, Any] = {"prompt": label}
         name = f"seed{args['seed']}-{i:05d}"

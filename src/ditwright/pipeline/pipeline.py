@@ -86,14 +86,14 @@ class Pipeline:
             self.encoder = self.encoder.to(device, dtype)
         return self
 
-    def ready(self, precision: str = "auto", *, compiled: bool = False) -> Pipeline:
+    def ready(self, precision: str = "auto", *, compiled: bool = False, graphs: bool = False) -> Pipeline:
         """Another pipeline that draws the same pictures sooner: its network laid out once, on the device it is on.
 
         `precision`: of the matrix products in its blocks, fp32, bf16, fp16, or auto, the faster of fp32 and bf16;
-        `compiled`: each block by torch.compile. It cannot be saved or moved: keep this one for that.
-        UserError for a precision or a compiler that is not there.
+        `compiled`: each block by torch.compile; `graphs`: all of them as one CUDA graph. It cannot be saved or moved:
+        keep this one for that. UserError for a precision, a compiler or a GPU that is not there.
         """
-        fast = ready(self.denoiser, resolve(precision, self.device), compiled=compiled)
+        fast = ready(self.denoiser, resolve(precision, self.device), compiled=compiled, graphs=graphs)
         return Pipeline(fast, self.card, self.codec, self.encoder)
 
     @property

@@ -85,25 +85,26 @@ def fit(
                 return
             with autocast():
                 value = loss(ask, batch.x0, batch.cond, batch.draws).mean() / accumulate
-            value.backward()  # before it is known: who asks for it has a GPU wait, and its next kernels start late
+            value.backward()
             seen.append((batch, value.detach()))
+        # Before any number is asked for: who asks has a GPU run dry, so all of a step is asked for in one place.
+        length = norm([p.grad for p in params if p.grad is not None])
+        shrink = clip / (length + 1e-6)  # as torch has it
         losses, why = [mean(value.item()) for _, value in seen], ""
         if wrong := [n for n, shared in enumerate(losses) if not math.isfinite(shared)]:
             batch, value = seen[wrong[0]]
             with autocast():
                 again = partial(loss, plain, batch.x0, batch.cond, batch.draws.again())
                 why = first_of(gather(cause_of_loss(step + 1, value.item(), plain, batch.x0, again)))
-        if not why:
-            length = norm([p.grad for p in params if p.grad is not None])
-            if not math.isfinite(shared := mean(length.item())):  # all processes skip, or none
-                why = first_of(gather(cause_of_gradient(step + 1, shared, plain)))
+        if not why and not math.isfinite(shared := mean(length.item())):  # all processes skip, or none
+            why = first_of(gather(cause_of_gradient(step + 1, shared, plain)))
         if (skipped := skipped + 1 if why else 0) > skip:
             raise NonFinite(why)
         if why:
             if history is not None:
                 history.load_state_dict(before)
         else:
-            if (scale := (clip / (length + 1e-6)).item()) < 1:  # as torch has it; to multiply all by 1 takes its time
+            if (scale := shrink.item()) < 1:  # to multiply all by 1 takes its time
                 # By a number, no tensor: weights may lie on several meshes. Kept nowhere: gradients take memory.
                 torch._foreach_mul_([p.grad for p in params if p.grad is not None], scale)
             for group, lr in zip(optim.param_groups, base, strict=True):

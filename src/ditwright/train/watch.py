@@ -24,7 +24,7 @@ from types import TracebackType
 from .log import say
 
 PACKAGE = Path(__file__).parents[1]
-BATCHES = "batches"  # the thread of data/ahead.py
+BATCHES = "batches"  # the thread of train/ahead.py
 STDERR = 2  # the descriptor: it is there whatever sys.stderr is
 LONGER = 10  # times as long as a step a measurement, a preview or a save may take
 BEATS = 20  # in the time after which a stall is told, or fewer: one at every look
@@ -226,7 +226,7 @@ def doing(stack: StackSummary, batches: list[StackSummary], *, alone: bool = Tru
     inner = stack[-1]
     if "/torch/distributed/" in inner.filename:
         return f"waiting for the other processes in {placed(stack)}"
-    if batches and any(frame.name == "ahead" and frame.filename == str(PACKAGE / "data/ahead.py") for frame in stack):
+    if batches and any(frame.name == "ahead" and frame.filename == str(PACKAGE / "train/ahead.py") for frame in stack):
         return "waiting for its batches, which are in " + " and ".join(map(placed, batches))
     if not alone and inner.name == "_engine_run_backward":
         return f"in {placed(stack)}, where gradients are computed and the other processes waited for"
