@@ -13,7 +13,7 @@ import ditwright
 ROOT = Path(ditwright.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
-    "errors files rng",  # the ground, on which the rest of floor 0 stands
+    "errors files rng dtypes",  # the ground, on which the rest of floor 0 stands
     "config extras pictures",
     "nn diffusion",
     "model",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..diffusion.process import Cond, Denoiser
 from ..diffusion.target import Prediction
+from ..dtypes import DTYPES
 from ..errors import UserError, lookup
 from ..model.dit import DiT
 from ..nn.branch import Context, FeedLane, Runner, Streams, run_all
@@ -26,7 +27,6 @@ from .linear import Filled, LaidOut
 from .modulation import Gathered, Share
 from .swap import sharing, swap
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AHEAD = 128  # rows of the condition for which the blocks' numbers are kept: of XL/2 50 MB in bfloat16
 BATCHES = 4  # of different conditions for which they are
 

@@ -19,7 +19,7 @@ from ..diffusion.config import SampleConfig
 from ..errors import UserError, lookup
 from ..extras import at_revision
 from .main import Parser
-from .sample import DTYPES, told
+from .sample import NAMES, told
 
 if TYPE_CHECKING:
     from ..metrics.features import Extractor
@@ -70,7 +70,7 @@ def parser() -> Parser:
     add("--codec", default="", metavar="PLACE", help="folder or hub name of the autoencoder (default: as trained)")
     add("--text-encoder", metavar="PLACE", help="folder or hub name of the text encoder (default: as told)")
     add("--revision", default="", metavar="R", help="branch, tag or commit of a hub name")
-    add("--dtype", choices=DTYPES, default="fp32", help="of the network")
+    add("--dtype", choices=NAMES, default="fp32", help="of the network")
     for name in SampleConfig.__dataclass_fields__:
         pair = {"nargs": 2, "metavar": ("LOW", "HIGH")} if name == "guidance_interval" else {"metavar": "VALUE"}
         add(f"--{name.replace('_', '-')}", help="(default: the preset's)", **pair)
@@ -219,9 +219,8 @@ def is_model(name: str) -> bool:
 
 def drawn(args: argparse.Namespace, preset: Callable[[SampleConfig], SampleConfig], count: int, world: World) -> Path:
     """A set of samples on the disk, drawn by all processes, or found where an earlier command left it."""
-    import torch
-
     from ..data.prompts import prompts_from
+    from ..dtypes import DTYPES
     from ..pipeline import Pipeline
     from ..pipeline.fid import Order, draw_set
     from ..pipeline.folder import resolved
@@ -230,7 +229,7 @@ def drawn(args: argparse.Namespace, preset: Callable[[SampleConfig], SampleConfi
     places = {key: getattr(args, key) for key in ("family", "heads", "codec", "revision")}
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        dtype, encoder = getattr(torch, DTYPES[args.dtype]), args.text_encoder
+        dtype, encoder = DTYPES[args.dtype], args.text_encoder
         pipe = Pipeline.from_pretrained(name, device=world.device, dtype=dtype, encoder=encoder, **places)
     for note in notes if world.main else ():
         print(f"note: {note.message}", file=sys.stderr)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..pipeline import Pipeline
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+NAMES = ("fp32", "bf16", "fp16")  # those of dtypes.py, which imports torch
 FAST = ("precision", "compile", "graphs")  # how the network is laid out
 WORDS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
 WORDS += ("max_sequence_length",)
@@ -61,10 +61,10 @@ def parser() -> Parser:
     add("--height", type=int, metavar="PIXELS", help="(default: as trained)")
     add("--width", type=int, metavar="PIXELS")
     add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="both")
-    add("--precision", choices=("auto", *DTYPES), help="of matrix products (default: fp32); auto: what is faster here")
+    add("--precision", choices=("auto", *NAMES), help="of matrix products (default: fp32); auto: what is faster here")
     add("--compile", action="store_true", help="each block of the network, which takes a while at first")
     add("--graphs", action="store_true", help="all blocks as one CUDA graph, for a GPU that waits for the CPU")
-    add("--dtype", choices=DTYPES, default="fp32", help="of all of the network; the sampler stays in fp32")
+    add("--dtype", choices=NAMES, default="fp32", help="of all of the network; the sampler stays in fp32")
     add("--vae-tiling", action="store_true", help="decode large pictures in tiles, to need less memory")
     add("--film-strip", type=int, metavar="N", help="also N previews of each picture, from noise on, as a strip")
     add(
@@ -115,15 +115,14 @@ def run(words: list[str]) -> int:
     if not fid and (wrong := [name for name in ("fid_batch_size", "captions") if args[name] is not None]):
         raise UserError(f"--{wrong[0].replace('_', '-')} goes with --num-fid-samples")
 
-    import torch
-
+    from ..dtypes import DTYPES
     from ..pipeline import Pipeline, best_device
     from ..pipeline.folder import resolved
     from ..pipeline.prompts import dropping
 
     name = resolved(args["checkpoint"])
     places = {key: args[key] for key in ("family", "heads", "codec", "revision")}
-    dtype = getattr(torch, DTYPES[args["dtype"]])
+    dtype = DTYPES[args["dtype"]]
     with noted():
         encoder = args["text_encoder"]
         pipe = Pipeline.from_pretrained(name, device=best_device(), dtype=dtype, encoder=encoder, **places)

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 
 from ..config import from_dict, parse_json, to_dict
 from ..diffusion.process import Cond
+from ..dtypes import DTYPES
 from ..errors import UserError
 from ..files import whole_file
 from ..model.weights import write_safetensors
 from .base import TextEncoder, completed, pinned, rooted
 from .config import KINDS_OF_ONE, SEVERAL, TextConfig
-from .frozen import DTYPES
 from .tokenizer import Prompt, checked, encodable
 
 FOLDER, INDEX = "captions", "captions.json"  # of a prepared set; in it

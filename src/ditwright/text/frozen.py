@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.process import Cond
+from ..dtypes import DTYPES
 from ..errors import UserError
 from .config import TextConfig
 from .folder import (
@@ -31,7 +32,6 @@ from .folder import (
 )
 from .tokenizer import Prompt, checked, fit
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AT_ONCE = 64  # prompts that a GPU encodes together; a CPU takes one at a time, so that none depends on its batch
 
 

@@ -13,10 +13,11 @@ from typing import ClassVar, Literal, NamedTuple, Self
 import torch
 
 from ..diffusion.process import Cond
+from ..dtypes import DTYPES
 from ..errors import UserError
 from .config import TextConfig
 from .folder import locate
-from .frozen import DTYPES, Frozen
+from .frozen import Frozen
 from .tokenizer import Prompt, checked
 
 

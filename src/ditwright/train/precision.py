@@ -9,9 +9,9 @@ from functools import cache, partial
 
 import torch
 
+from ..dtypes import DTYPES
 from ..errors import UserError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SLOW = 8  # times as long as in fp32, which only products without instructions for a format take: there 150 was measured
 
 
