@@ -5,11 +5,13 @@ Where there is no GPU a stand-in keeps what would be captured and does it again 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from ditwright.accel import ready as laying_out
-from ditwright.accel.graphs import MOST, Graphed
+from ditwright.accel.graphs import MOST, WARM, Graphed, captured
 from ditwright.accel.ready import along, ready
 from ditwright.diffusion.config import ProcessConfig
 from ditwright.diffusion.process import Denoiser, process_from
@@ -99,6 +101,32 @@ def test_another_runner_runs_by_itself():
     run = Without((0,))
     assert off(fast(x, TIMES[1], cond, run=run).eps, plain(x, TIMES[1], cond, run=run).eps) == 0
     assert not capture.captured
+
+
+def test_what_is_captured_has_run_before_on_a_stream_beside(monkeypatch):
+    """With stand-ins for CUDA's streams and graphs, which write down what happens."""
+    log = []
+
+    class Stream:
+        wait_stream = staticmethod(lambda other: log.append("waits"))
+
+    class CUDAGraph:
+        replay = staticmethod(lambda: log.append("replay"))
+
+    @contextmanager
+    def noted(what):
+        log.append(f"in {type(what).__name__}")
+        yield
+        log.append("out")
+
+    for name, stand_in in {
+        "Stream": Stream, "current_stream": Stream, "CUDAGraph": CUDAGraph, "stream": noted, "graph": noted
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    replay, out = captured(lambda: log.append("work") or "what it gives")
+    replay()
+    before = ["waits", "in Stream", *["work"] * WARM, "out", "waits"]
+    assert (log, out) == ([*before, "in CUDAGraph", "work", "out", "replay"], "what it gives")
 
 
 def test_no_graph_on_a_cpu():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -100,3 +101,43 @@ def test_batches_of_a_device_are_the_same_batches(depth, device):
         assert torch.equal(batch.draws.normal(like), plain.normal(like))
         seen += 1
     assert seen == 6
+
+
+def test_on_a_gpu_a_batch_is_waited_for_by_the_stream_that_trains(monkeypatch):
+    """With stand-ins for CUDA's streams, which write down what comes on them."""
+    log = []
+
+    class Stream:
+        def __init__(self, name="batches"):
+            self.name = name
+
+        def wait_stream(self, other):
+            log.append(f"{self.name} waits for all of {other.name}")
+
+        def record_event(self):
+            log.append(f"{self.name}: event")
+            return f"event {sum('event' in line for line in log)}"
+
+        def wait_event(self, event):
+            log.append(f"{self.name} waits for {event}")
+
+    training = Stream("training")
+
+    @contextmanager
+    def on(stream):
+        log.append(f"on {stream.name}")
+        yield
+        log.append(f"off {stream.name}")
+
+    for name, stand_in in (("Stream", lambda device: Stream()), ("current_stream", lambda device: training)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    made = [Batch(torch.zeros(1, 1), {}, Draws(0, [0], "train")) for _ in range(2)]
+    for batch, want in zip(loaded(iter(made), 0, torch.device("cuda")), made, strict=True):
+        assert batch is want
+        log.append("a step")
+    each = ["on batches", "off batches", "batches: event"]
+    first, second = (f"training waits for event {number}" for number in (1, 3))
+    assert log == [
+        "batches waits for all of training", *each, first, "a step", *each, second, "a step", *each[:2]
+    ]  # fmt: skip
