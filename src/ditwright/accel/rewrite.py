@@ -1,6 +1,6 @@
 """What torch.compile's graphs for a CPU compute in another way than they would by themselves, no less exactly.
 
-R rows, I and O widths in and out. docs/performance.md has what each gives.
+R rows, I and O widths in and out. docs/performance_notes.md has what each gives.
 """
 
 from __future__ import annotations

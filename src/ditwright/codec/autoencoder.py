@@ -177,7 +177,7 @@ class Autoencoder:
 
     @property
     def _layout(self) -> torch.memory_format:
-        """In which a CPU decodes one picture up to 3.6 times as fast in bfloat16 (docs/performance.md)."""
+        """In which a CPU decodes one picture up to 3.6 times as fast in bfloat16 (docs/performance_notes.md)."""
         return torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
 
     def _placed(self, net: nn.Module, dtype: torch.dtype) -> nn.Module:
