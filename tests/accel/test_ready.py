@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ditwright.accel import compiling, linear
+from ditwright.accel import ready as laying_out
 from ditwright.accel.ready import BATCHES, Ready, along, ready
 from ditwright.diffusion.config import ProcessConfig
 from ditwright.diffusion.process import Denoiser, process_from
@@ -140,13 +141,19 @@ def test_what_cannot_be_done_is_refused(monkeypatch):
 
 
 @torch.no_grad()
-def test_a_unet_is_cast():
+def test_a_unet_is_cast_and_compiled_and_has_no_graphs(monkeypatch):
     config = UNetConfig(width=8, levels=(1, 1), depth=1, attention=1, head_width=8, groups=4, num_classes=3)
     denoiser = Denoiser(build(config), process_from(ProcessConfig())).eval()
     fast = ready(denoiser, "bf16")
     assert next(fast.parameters()).dtype == torch.bfloat16
     assert next(denoiser.parameters()).dtype == torch.float32
     assert not isinstance(fast, Ready)
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(laying_out, "compile_blocks", compiled.extend)
+    fast = ready(denoiser, "bf16", compiled=True)
+    assert [id(block) for block in compiled] == [id(block) for block in fast.net.blocks]
+    with pytest.raises(UserError, match="graphs are of a transformer's blocks, and this network is a U-Net"):
+        ready(denoiser, graphs=True)
 
 
 @pytest.mark.parametrize("settings", [{}, {"sampler": "heun", "guidance_interval": (0.2, 0.8)}, {"batch_size": 2}])

@@ -41,10 +41,15 @@ def ready(denoiser: Denoiser, precision: str = "fp32", *, compiled: bool = False
     dtype = lookup("precision", precision, DTYPES)
     if isinstance(denoiser, Ready):
         raise UserError("this denoiser is laid out for sampling already; make another of the one it came from")
+    if graphs and not isinstance(denoiser.net, DiT):
+        raise UserError("graphs are of a transformer's blocks, and this network is a U-Net; leave them out")
     if graphs and next(denoiser.parameters()).device.type != "cuda":
         raise UserError("graphs are of a GPU with CUDA, and this network is on the CPU; leave them out")
     if not isinstance(denoiser.net, DiT):
-        return copy.deepcopy(denoiser).to(dtype).eval()
+        cast = copy.deepcopy(denoiser).to(dtype).eval()
+        if compiled:
+            compile_blocks(cast.net.blocks)
+        return cast
     made = sharing(denoiser)
     gathered = gather(made.net, dtype)
     swap(made.net.blocks, partial(laid_out, dtype=dtype))
